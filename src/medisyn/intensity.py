@@ -33,7 +33,7 @@ def guard_hu(hu: np.ndarray) -> None:
 
 def guard_not_empty(array: np.ndarray) -> None:
     """Refuse an image in which every pixel is the same (all zero, all black)."""
-    if not np.isfinite(array).all():
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise RangeError(f"{int((~np.isfinite(array)).sum())} pixels are NaN or infinite")
     if array.min() == array.max():
         raise RangeError(f"every pixel is {array.flat[0]:g}: the image is empty")

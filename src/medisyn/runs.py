@@ -24,7 +24,7 @@ PACKAGES = ("medisyn", "torch", "diffusers", "transformers", "accelerate", "peft
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A stream to fill; a reader of `path` sees the old content or the new, never a part (temporary file, fsync, rename)."""
+    """A stream to fill; a reader of `path` sees the old content or the new, never a part (temporary, fsync, rename)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:

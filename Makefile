@@ -1,0 +1,57 @@
+# make demo          set up and make a gallery of images from text
+# make test          set up and run every check
+# make lint          style and types only
+# make docs          write docs/reference/cli.md anew
+# make starter-image train the shipped model again from the open data (hours on two cores)
+# make clean         remove what the targets above made; runs and corpora stay
+
+VENV := .venv
+BIN := $(VENV)/bin
+DATA ?= ../shared/data/open
+SOURCES := $(basename $(notdir $(wildcard src/medisyn/corpus/sources/*.yaml)))
+CORPUS ?= corpus/open
+RUN ?= runs/starter-image
+WORKERS ?= 2
+
+# The first Python that is new enough and can make a virtual environment; `make PYTHON=... demo` chooses another.
+FITS = import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python3; do \
+	$$name -c '$(FITS)' >/dev/null 2>&1 && echo $$name && break; done)
+
+.PHONY: demo test lint docs starter-image clean
+
+demo: $(VENV)/installed
+	HF_HUB_OFFLINE=1 $(BIN)/medisyn generate --prompts src/medisyn/starter/gallery_prompts.csv --model starter-image \
+		--out demo/images --gallery demo/index.html
+	@echo "Open the gallery: $(CURDIR)/demo/index.html"
+
+test: $(VENV)/installed-dev lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(VENV)/installed-dev
+	$(BIN)/python docs/generate_cli.py
+
+starter-image: $(VENV)/installed
+	$(BIN)/medisyn curate $(SOURCES) --root $(DATA) --size 128 --out $(CORPUS)
+	$(BIN)/medisyn train starter-image --corpus $(CORPUS) --out $(RUN)
+
+clean:
+	rm -rf $(VENV) demo build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# The stamps are newer than what they were made from, so an edit to either file installs again. -c keeps every package,
+# torch first, at the version the tests ran with.
+$(VENV)/installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with the venv module was found; set PYTHON=..."; exit 2; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@echo "Installing into $(VENV); the first time this takes a few minutes"
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
+	touch $@

@@ -1,0 +1,38 @@
+"""MediSyn: medical images into a text-guided generator, and the proof of what the generator is worth.
+
+The verbs of the command line are functions: `medisyn.curate`, `medisyn.train`, `medisyn.generate`, `medisyn.evaluate`.
+Each is imported when it is first used, so that `import medisyn` stays light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medisyn.corpus.curate import curate
+    from medisyn.recipes.evaluate_images import evaluate_images as evaluate
+    from medisyn.recipes.generate_images import generate_images as generate
+    from medisyn.recipes.train_preset import train_preset as train
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "curate", "evaluate", "generate", "train"]
+
+# Verb -> module and function.
+_VERBS = {
+    "curate": ("medisyn.corpus.curate", "curate"),
+    "train": ("medisyn.recipes.train_preset", "train_preset"),
+    "generate": ("medisyn.recipes.generate_images", "generate_images"),
+    "evaluate": ("medisyn.recipes.evaluate_images", "evaluate_images"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _VERBS:
+        raise AttributeError(f"module 'medisyn' has no attribute {name!r}")
+    module, function = _VERBS[name]
+    return getattr(importlib.import_module(module), function)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
