@@ -7,10 +7,11 @@ the latents stay what they are, and sharpens the decoder against a patch discrim
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,8 +24,6 @@ from medisyn.families.base import ParamGroup
 from medisyn.types import UINT8, Item, Picture, Request, Sample
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
-
     from medisyn.families.base import Encoded
 
 
@@ -54,8 +53,8 @@ class AutoencoderConfig:
         return int(2 ** (len(self.widths) - 1))
 
 
-def build_autoencoder(config: AutoencoderConfig) -> AutoencoderKL:
-    """Fresh networks with random weights."""
+def build_autoencoder(config: AutoencoderConfig) -> Any:
+    """A diffusers AutoencoderKL with random weights."""
     from diffusers import AutoencoderKL
 
     num_levels = len(config.widths)
@@ -80,7 +79,7 @@ class PatchDiscriminator(nn.Module):
         widths = (3, width, 2 * width, 4 * width)
         self.down = nn.ModuleList(
             nn.Sequential(nn.Conv2d(a, b, 4, stride=2, padding=1), nn.GroupNorm(8, b), nn.LeakyReLU(0.2))
-            for a, b in zip(widths[:-1], widths[1:], strict=True)
+            for a, b in itertools.pairwise(widths)
         )
         self.head = nn.Conv2d(widths[-1], 1, 3, padding=1)
 
@@ -112,14 +111,25 @@ def kl_to_normal(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
 class Autoencoder:
     """Implements `families.base.Family`; `sample` gives latents of pure noise, which only the tests look at."""
 
-    def __init__(self, config: AutoencoderConfig, vae: AutoencoderKL | None = None) -> None:
+    def __init__(self, config: AutoencoderConfig, vae: Any = None) -> None:
         self.config = config
-        self.vae = vae if vae is not None else build_autoencoder(config)
+        self.vae: Any = vae if vae is not None else build_autoencoder(config)  # diffusers.AutoencoderKL
         self.adversarial = config.adversarial_weight > 0 or config.feature_weight > 0
         self.discriminator = PatchDiscriminator(config.discriminator_width) if self.adversarial else None
         if self.adversarial:
             self.vae.encoder.requires_grad_(False)
             self.vae.quant_conv.requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.vae.device)
+
+    def to(self, device: torch.device | str) -> Autoencoder:
+        """Move the networks; returns self."""
+        self.vae.to(device)
+        if self.discriminator is not None:
+            self.discriminator.to(device)
+        return self
 
     def encode(self, samples: Sequence[Sample]) -> Encoded:
         """Pixels (B, 3, H, W), uint8; the autoencoder is trained on pixels, so there is nothing to precompute."""
@@ -127,8 +137,8 @@ class Autoencoder:
         for sample in samples:
             if not isinstance(sample.item, Picture) or sample.item.value_range != UINT8:
                 raise InputError(f"sample {sample.key}: the image autoencoder takes uint8 pictures")
-            pixels_CHW = np.ascontiguousarray(np.broadcast_to(sample.item.array_CHW, (3, *sample.item.array_CHW.shape[1:])))
-            rows.append(torch.from_numpy(pixels_CHW))
+            array_CHW = sample.item.array_CHW
+            rows.append(torch.from_numpy(np.broadcast_to(array_CHW, (3, *array_CHW.shape[1:])).copy()))
         return {"pixels": torch.stack(rows)}
 
     def loss(self, encoded: Encoded, draws: Sequence[torch.Generator]) -> torch.Tensor:
@@ -154,8 +164,8 @@ class Autoencoder:
             crop = pixels_CHW[:, top : top + side, left : left + side]
             crops.append(crop.flip(-1) if torch.rand((), generator=draw) < 0.5 else crop)
             noises.append(torch.randn(self.config.latent_channels, cells, cells, generator=draw))
-        device = next(self.vae.parameters()).device
-        return torch.stack(crops).to(device).float() / 127.5 - 1, torch.stack(noises).to(device)
+        images_BCHW = torch.stack(crops).to(self.device).float() / 127.5 - 1
+        return images_BCHW, torch.stack(noises).to(self.device)
 
     def _adversarial_loss(self, rebuilt_BCHW: torch.Tensor, image_BCHW: torch.Tensor) -> torch.Tensor:
         """The decoder's and the discriminator's hinge losses in one sum, each reaching only its own parameters."""
@@ -181,24 +191,22 @@ class Autoencoder:
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> list[Item]:
         """Unscaled latents as uint8 RGB pictures."""
-        images = self.vae.decode(latents.to(next(self.vae.parameters()).device)).sample.float().clamp(-1, 1)
+        images = self.vae.decode(latents.to(self.device)).sample.float().clamp(-1, 1)
         return [Picture(image.add(1).mul(127.5).round().byte().cpu().numpy()) for image in images]
 
     @torch.no_grad()
     def rebuild(self, pictures: Sequence[Picture]) -> list[Item]:
         """Pictures through encoder (posterior mean) and decoder: what the latent keeps of them."""
         pixels = self.encode([Sample(str(number), picture, "") for number, picture in enumerate(pictures)])["pixels"]
-        device = next(self.vae.parameters()).device
-        return self.decode(self.vae.encode(pixels.to(device).float() / 127.5 - 1).latent_dist.mean)
+        return self.decode(self.vae.encode(pixels.to(self.device).float() / 127.5 - 1).latent_dist.mean)
 
     @torch.no_grad()
-    def set_scaling_factor(self, pixels_BCHW: torch.Tensor) -> float:
-        """Set `scaling_factor` to 1 / standard deviation of the latents of these uint8 pixels, and return it."""
-        device = next(self.vae.parameters()).device
-        means = [self.vae.encode(part.to(device).float() / 127.5 - 1).latent_dist.mean for part in pixels_BCHW.split(16)]
-        factor = 1 / float(torch.cat(means).std())
-        self.vae.register_to_config(scaling_factor=factor)
-        return factor
+    def latent_scale(self, pixels_BCHW: torch.Tensor) -> float:
+        """1 / standard deviation of the latents of these uint8 pixels: what a diffusion model multiplies them by."""
+        means = [
+            self.vae.encode(part.to(self.device).float() / 127.5 - 1).latent_dist.mean for part in pixels_BCHW.split(16)
+        ]
+        return 1 / float(torch.cat(means).std())
 
     def trainable(self) -> list[ParamGroup]:
         if self.discriminator is None:

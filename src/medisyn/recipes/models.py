@@ -1,0 +1,130 @@
+"""From a name to a model that generates: shipped models, run folders, diffusers folders, adapters and hub ids.
+
+The only place that knows which family opens which folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from medisyn.errors import ModelError, closest
+from medisyn.families.base import Family
+from medisyn.recipes.shipped_models import FOLDER, MAKES
+from medisyn.runs import file_sha256
+from medisyn.types import Request
+
+
+@dataclass(frozen=True)
+class ModelPlace:
+    """Where a model lies: its diffusers folder, and an adapter (LoRA) folder on top where there is one.
+
+    `name` is what opens it again: a shipped name, a hub id or an absolute path. `id` names it without a path.
+    """
+
+    name: str
+    id: str
+    folder: Path
+    adapter: Path | None = None
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model ready to sample. `digest` is the sha256 over its weight files."""
+
+    family: Family
+    id: str
+    digest: str
+    solver: str
+    resolve: Callable[[Request], Request]  # fills in size, steps and guidance
+    lost_words: Callable[[str], str]  # words beyond the text encoder's window, "" when none
+
+
+def open_model(name: str, *, device: str = "cpu", dtype: str = "float32", solver: str | None = None) -> OpenedModel:
+    """Open a model to sample with. `name`: see find_model; `dtype`: "float32" or "bfloat16"; `solver`: None is its own.
+
+    Raises ModelError when it is not there, incomplete or of a kind we refuse; ConfigError for an unknown solver.
+    """
+    place = find_model(name)
+    from medisyn.families.stable_diffusion.model import StableDiffusion
+
+    family = StableDiffusion.from_folder(
+        place.folder, device=device, dtype=dtype, solver=solver, adapter=place.adapter, source=place.name
+    )
+    return OpenedModel(
+        family, place.id, weights_digest(place), family.solver, resolve=family.resolve, lost_words=family.lost_words
+    )
+
+
+def find_model(name: str) -> ModelPlace:
+    """The place of a model by its name.
+
+    In this order: a shipped model ("starter-image"), a folder (of a run, diffusers, or an adapter with its base on
+    record), a hub id "owner/name" (from the local cache; downloaded only when the network is allowed).
+    """
+    from medisyn.families.stable_diffusion import load
+
+    if name in MAKES:
+        if not (FOLDER / name / "model_index.json").is_file():
+            raise ModelError(f"the weights of {name} are not in this build. Run `medisyn train {name}` to make them.")
+        return ModelPlace(name, name, FOLDER / name)
+    path = Path(name)
+    if path.is_dir():
+        return _place_of_folder(path)
+    if path.suffix in (".safetensors", ".ckpt", ".bin", ".pt", ".pth"):
+        raise ModelError(
+            f"{path.name} is a single file, not a model folder. Convert it once with diffusers: "
+            f"`StableDiffusionPipeline.from_single_file(file).save_pretrained(folder)`, and give the folder."
+        )
+    if path.parent.is_dir() and path.parent != Path():
+        raise ModelError(
+            f"there is no model folder {path.name!r} in {path.parent.name}/."
+            f"{closest(path.name, (other.name for other in path.parent.iterdir() if other.is_dir()))}"
+        )
+    if load.looks_like_hub_id(name):
+        return ModelPlace(name, name, load.fetch_from_hub(name))
+    raise ModelError(
+        f"model {path.name!r} is neither a shipped model ({', '.join(MAKES)}), nor a folder, nor a hub id of the form "
+        f"owner/name.{closest(name, MAKES)}"
+    )
+
+
+def find_autoencoder(name: str) -> Path:
+    """The folder of an autoencoder: a folder with its config.json, or a hub id that holds one."""
+    from medisyn.families.stable_diffusion import load
+
+    if not Path(name).is_dir() and load.looks_like_hub_id(name):
+        return load.fetch_from_hub(name)
+    return Path(name)
+
+
+def weights_digest(place: ModelPlace) -> str:
+    """sha256 over the names and sha256 of all weight files, of the adapter too."""
+    total = hashlib.sha256()
+    for folder in [place.folder, *([place.adapter] if place.adapter is not None else [])]:
+        for file in sorted(folder.rglob("*.safetensors")):
+            total.update(f"{file.relative_to(folder)} {file_sha256(file)}\n".encode())
+    return total.hexdigest()
+
+
+def _place_of_folder(path: Path) -> ModelPlace:
+    from medisyn.families.stable_diffusion import load
+    from medisyn.families.stable_diffusion.lora import LORA_FILE
+
+    absolute = path.resolve()
+    holds_model = any((absolute / file).is_file() for file in ("model_index.json", LORA_FILE))
+    folder = absolute / "model" if not holds_model and (absolute / "model").is_dir() else absolute
+    if not (folder / LORA_FILE).is_file() or (folder / "model_index.json").is_file():
+        return ModelPlace(str(absolute), absolute.name, folder)
+    base = load.read_settings(folder).get("base")
+    if base is None:
+        raise ModelError(
+            f"{absolute.name}/ is an adapter (LoRA) without its base model on record. "
+            f'Write {{"base": "the base model\'s folder or hub id"}} to {load.SETTINGS_FILE} in that folder.'
+        )
+    below = find_model(str(base))
+    if below.adapter is not None:
+        raise ModelError(f"{absolute.name}/ is an adapter on another adapter; merge the first into its base.")
+    return ModelPlace(str(absolute), absolute.name, below.folder, adapter=folder)
