@@ -1,0 +1,85 @@
+"""`medisyn generate`: prompts in, a folder of pictures out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="What the picture shows.")] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="A table instead: CSV, TSV, JSONL (column prompt, caption or text) or TXT (one per line)."),
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="A model that ships with MediSyn, a run's folder, a diffusers folder, or a hub id.")
+    ] = "starter-image",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the pictures.", show_default="a folder of its own in synthetic/")
+    ] = None,
+    n: Annotated[int, typer.Option("-n", "--number", help="Pictures per prompt.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the run; each picture has its own, from this and its key.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Solver steps.", show_default="the model's")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="How strongly the prompt steers; 1 is not at all.", show_default="the model's")
+    ] = None,
+    negative: Annotated[str, typer.Option(help="What the picture should not show.")] = "",
+    solver: Annotated[
+        str | None, typer.Option(help="dpmpp-2m, euler, or checkpoint: the model's own.", show_default="dpmpp-2m")
+    ] = None,
+    size: Annotated[int | None, typer.Option(help="Height and width in pixels.", show_default="the model's")] = None,
+    height: Annotated[int | None, typer.Option(help="Height in pixels.")] = None,
+    width: Annotated[int | None, typer.Option(help="Width in pixels.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Pictures made at once.", show_default="8, fewer for large pictures")
+    ] = None,
+    processes: Annotated[int, typer.Option(help="Processes that share the work; each opens the model.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU where there is one.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, or auto: bfloat16 where the machine computes in it.")
+    ] = "auto",
+    gallery: Annotated[Path | None, typer.Option(help="Also write one HTML page with all pictures there.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Make images from a prompt or a file of prompts.
+
+    Repeat the command to go on after an interruption; add prompts to the table to add pictures to the folder. Every
+    PNG carries its prompt, seed and model, and metadata.jsonl lists them all (imagefolder layout).
+
+    Example:
+        medisyn generate "Frontal (PA) chest X-ray image" -n 4
+        medisyn generate --prompts prompts.csv --model runs/a --out synthetic/a --gallery synthetic/a.html
+    """
+    from medisyn.recipes.generate_images import generate_images
+
+    report = generate_images(
+        prompt,
+        prompts=prompts,
+        model=model,
+        out=out,
+        n=n,
+        seed=seed,
+        negative_prompt=negative,
+        height=size if height is None else height,
+        width=size if width is None else width,
+        steps=steps,
+        guidance=guidance,
+        solver=solver,
+        batch_size=batch_size,
+        processes=processes,
+        device=device,
+        dtype=dtype,
+        gallery=gallery,
+    )
+    if json:
+        import json as json_format
+
+        typer.echo(json_format.dumps({**report.as_dict(), "gallery": str(gallery) if gallery else None}, indent=2))
+        return
+    typer.echo(report.summary())
+    if gallery is not None:
+        typer.echo(f"Gallery: {gallery}")
+    typer.echo("Synthetic images. Not for diagnostic use.")

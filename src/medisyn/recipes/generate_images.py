@@ -1,0 +1,161 @@
+"""From prompts to a folder of pictures: the one call behind `medisyn generate`."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medisyn.errors import InputError
+from medisyn.families.base import Family
+from medisyn.generation.generate import GenerateReport, Reject, generate
+from medisyn.generation.prompts import (
+    Defaults,
+    requests_from_prompt,
+    requests_from_prompts,
+    requests_from_table,
+)
+from medisyn.recipes.shipped_models import card_of
+from medisyn.runs import digest
+from medisyn.types import Request
+
+if TYPE_CHECKING:
+    from medisyn.recipes.models import OpenedModel
+
+DEFAULT_MODEL = "starter-image"
+DEFAULT_FOLDER = Path("synthetic")
+
+
+def generate_images(
+    prompt: str | Sequence[str] | None = None,
+    *,
+    prompts: Path | str | None = None,
+    model: str = DEFAULT_MODEL,
+    out: Path | str | None = None,
+    n: int = 1,
+    seed: int = 0,
+    negative_prompt: str = "",
+    height: int | None = None,
+    width: int | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    solver: str | None = None,
+    batch_size: int | None = None,
+    processes: int = 1,
+    device: str = "auto",
+    dtype: str = "auto",
+    reject: Reject | None = None,
+    gallery: Path | str | None = None,
+) -> GenerateReport:
+    """Make pictures for a prompt, a list of prompts, or a table of `prompts` (CSV, TSV, JSONL, TXT).
+
+    model: a model that ships with MediSyn, a run's folder, a diffusers Stable Diffusion folder, or a hub id.
+    out: the folder; None: one under `synthetic/`, named after the prompt and the settings. The same call goes on where
+        it was interrupted, and one with more prompts adds to the folder.
+    n, seed, negative_prompt, height, width, steps, guidance: for every prompt whose row does not say otherwise; None is
+        the model's own value. Every picture gets its own seed from `seed` and its key.
+    processes: each opens the model for itself; on one GPU leave it at 1.
+    dtype: "float32", "bfloat16", or "auto": bfloat16 on a GPU and on a CPU that computes in it (half the time, and
+        grey levels off by half a level on average), else float32. Every file says which.
+    gallery: also write an HTML page of the folder there.
+    """
+    defaults = Defaults(
+        n=n, seed=seed, negative_prompt=negative_prompt, height=height, width=width, steps=steps, guidance=guidance
+    )
+    table = Path(prompts) if prompts is not None else None
+    requests = _requests(prompt, table, defaults)
+    if processes < 1:
+        raise InputError(f"processes must be at least 1, got {processes}")
+    device = _device(device)
+    dtype = _fast_dtype(device) if dtype == "auto" else dtype
+    opened = _open(model, device, dtype, solver)
+    facts = {"id": opened.id, "digest": opened.digest, "solver": opened.solver, "dtype": dtype}
+    requests = [opened.resolve(request) for request in requests]
+    folder = Path(out) if out is not None else default_folder(table or requests[0].prompt, defaults, facts)
+    lost = {request.prompt: opened.lost_words(request.prompt) for request in requests}
+    family: Family | None = opened.family
+    if processes > 1:
+        del opened  # the other processes open their own; this one keeps no second copy
+        family = None
+    report = generate(
+        requests,
+        family,
+        folder,
+        model=facts,
+        batch_size=batch_size,
+        engine="inline" if processes == 1 else f"processes:{processes}",
+        open_family=None if processes == 1 else functools.partial(_open_family, model, device, dtype, solver),
+        lost_words=lost.__getitem__,
+        reject=reject,
+        settings={"device": _device_name(device), "processes": processes, "seed": seed},
+    )
+    if gallery is not None:
+        from medisyn.generation.gallery import write_gallery
+
+        write_gallery(folder, Path(gallery), card=card_of(model))
+    return report
+
+
+def default_folder(prompts: str | Path, defaults: Defaults, facts: dict[str, str]) -> Path:
+    """`synthetic/<words of the prompt or the table's name>-<digest of model and settings>`.
+
+    The same command finds its folder again, also with a larger n or a longer table; another one never meets it.
+    """
+    name = prompts.stem if isinstance(prompts, Path) else str(prompts)
+    words = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-")
+    settings = [name, facts, {key: value for key, value in vars(defaults).items() if key != "n"}]
+    return DEFAULT_FOLDER / f"{words or 'prompt'}-{digest(settings)[:6]}"
+
+
+def _requests(prompt: str | Sequence[str] | None, table: Path | None, defaults: Defaults) -> list[Request]:
+    if (prompt is None) == (table is None):
+        raise InputError("give either a prompt, such as 'Frontal (PA) chest X-ray image', or a table with --prompts")
+    if table is not None:
+        return requests_from_table(table, defaults)
+    if isinstance(prompt, str):
+        return requests_from_prompt(prompt, defaults)
+    return requests_from_prompts(list(prompt or ()), defaults)
+
+
+def _device(name: str) -> str:
+    if name != "auto":
+        return name
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _fast_dtype(device: str) -> str:
+    if device != "cpu":
+        return "bfloat16"
+    abilities = _cpu_abilities()
+    return "bfloat16" if abilities.get("avx512_bf16") or abilities.get("amx_bf16") else "float32"
+
+
+def _device_name(device: str) -> str:
+    """The device as a person knows it, such as "CPU (AMD EPYC), 2 threads"."""
+    import torch
+
+    if device == "cpu":
+        num_threads = torch.get_num_threads()
+        return f"CPU ({_cpu_abilities().get('cpu_name', 'unknown')}), {num_threads} thread{'s' * (num_threads > 1)}"
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+
+
+def _cpu_abilities() -> dict[str, Any]:
+    import torch
+
+    return dict(getattr(torch.cpu, "get_capabilities", dict)())  # an older torch cannot tell
+
+
+def _open(model: str, device: str, dtype: str, solver: str | None) -> OpenedModel:
+    from medisyn.recipes.models import open_model
+
+    return open_model(model, device=device, dtype=dtype, solver=solver)
+
+
+def _open_family(model: str, device: str, dtype: str, solver: str | None) -> Family:
+    """What each process calls; a function of the module, so that it can be sent there."""
+    return _open(model, device, dtype, solver).family
