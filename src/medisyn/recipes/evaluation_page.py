@@ -1,0 +1,161 @@
+"""The report of `medisyn evaluate`: tables, pictures and a methods text from what was found."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from medisyn import runs
+from medisyn.seeding import seed_for
+
+if TYPE_CHECKING:
+    from medisyn.evaluation.report import Grid, Pair, Table
+    from medisyn.recipes.corpus_images import LabelledImage
+    from medisyn.recipes.evaluate_images import ImageEvaluation, Images
+
+GRID_IMAGES = 6  # of each side and class
+GRID_CLASSES = 30
+SHOWN_PAIRS = 24
+
+
+def write_page(out: Path, found: ImageEvaluation, images: Images, *, corpus_fingerprint: str) -> None:
+    """Write report.html, result.json, the CSV tables and run.json."""
+    from medisyn.evaluation import report
+
+    tables = [report.measures_table(found.result)]
+    if found.generated_classes:
+        tables.append(report.classes_table(found.generated_classes, found.real_classes, found.judge))
+    with_numbers = {name: part for name, part in found.copies.items() if part.statistics is not None}
+    if with_numbers:
+        tables.append(
+            report.copies_table(
+                {
+                    name: (part.statistics, [pair.distance for pair in part.pairs])
+                    for name, part in with_numbers.items()
+                    if part.statistics is not None
+                }
+            )
+        )
+    tables.append(_mix_table(images))
+    page = report.Page(
+        title="Generated images against real images",
+        facts=_facts(found, images, corpus_fingerprint),
+        tables=tuple(tables),
+        methods=tuple(_methods(found, images)),
+        warnings=found.warnings,
+        grids=_grids(images, found.settings.seed),
+        pairs=_pairs(found, images),
+    )
+    report.write_report(out, page, found.as_dict())
+    runs.write_run(out, kind="evaluate", corpus=corpus_fingerprint, settings=vars(found.settings))
+
+
+def _facts(found: ImageEvaluation, images: Images, fingerprint: str) -> tuple[tuple[str, str], ...]:
+    first = found.result.measures[0]
+    return (
+        ("Generated images", f"{len(images.generated)}"),
+        ("Real images", f"{len(images.real)}, split {found.settings.split!r} of corpus {fingerprint}"),
+        ("Training images", f"{len(images.train)}"),
+        ("Extractor", f"{first.extractor}, preprocessing {first.preprocessing}, {first.dim} features"),
+        ("Judge", found.judge),
+        ("n of the distances", f"{first.n_first} on each side"),
+        ("Seed", f"{found.settings.seed}"),
+    )
+
+
+def _mix_table(images: Images) -> Table:
+    from medisyn.evaluation.report import Table
+
+    counts = [
+        Counter(image.name or "unknown" for image in part) for part in (images.generated, images.real, images.train)
+    ]
+    names = sorted(set().union(*counts))
+    return Table(
+        name="counts",
+        title="What was compared",
+        text="Images per class. A class is the image type and the labels.",
+        columns=("class", "generated", "held-out real", "training"),
+        rows=tuple((name, *(count[name] for count in counts)) for name in names),
+        numeric=frozenset({1, 2, 3}),
+    )
+
+
+def _grids(images: Images, seed: int) -> tuple[Grid, ...]:
+    """Random images of each class that was generated, beside as many real ones."""
+    from medisyn.evaluation.report import Grid
+
+    grids = []
+    most = [name for name, _ in Counter(image.name for image in images.generated).most_common(GRID_CLASSES)]
+    for name in sorted(most):
+        ours = [image for image in images.generated if image.name == name]
+        theirs = [image for image in images.real if image.name == name]
+        shown = [_thumbnails(part, seed_for(seed, f"grid/{name}")) for part in (ours, theirs)]
+        grids.append(Grid(name or "unknown class", shown[0], shown[1], len(ours), len(theirs)))
+    return tuple(grids)
+
+
+def _thumbnails(part: Sequence[LabelledImage], seed: int) -> tuple[str, ...]:
+    from medisyn.evaluation.report import png_base64
+
+    order = np.random.default_rng(seed).permutation(len(part))[:GRID_IMAGES]
+    return tuple(png_base64(part[number].read()) for number in order)
+
+
+def _pairs(found: ImageEvaluation, images: Images) -> tuple[Pair, ...]:
+    """The closest pairs of the generated images, closest first; a flipped training image is shown flipped."""
+    from medisyn.evaluation.memorisation import flipped
+    from medisyn.evaluation.report import Pair, png_base64
+
+    if not found.copies:
+        return ()
+    shown = []
+    for pair in sorted(found.copies["generated"].pairs, key=lambda pair: pair.distance)[:SHOWN_PAIRS]:
+        ours, theirs = images.generated[pair.query], images.train[pair.training]
+        turned = "" if pair.flip == "none" else f", mirrored ({pair.flip})"
+        shown.append(
+            Pair(
+                left=png_base64(ours.read()),
+                right=png_base64(np.ascontiguousarray(flipped(theirs.read(), pair.flip))),
+                left_name=ours.key,
+                right_name=theirs.key,
+                text=f"{pair.distance:.3f} (cosine {pair.similarity:.3f}): {ours.key} and {theirs.key}{turned}",
+            )
+        )
+    return tuple(shown)
+
+
+def _methods(found: ImageEvaluation, images: Images) -> list[str]:
+    """Every choice that the numbers depend on, in words that a paper can take over."""
+    settings, first = found.settings, found.result.measures[0]
+    text = [
+        f"Distances. {first.n_first} of {len(images.generated)} generated and {first.n_real} of {len(images.real)} "
+        f"held-out real images (split {settings.split!r}) were drawn with seed {settings.seed} and turned into "
+        f"{first.dim} features by {first.extractor} after {first.preprocessing}. The Fréchet distance was computed in "
+        f"float64 from the singular values of the covariance factors (covariances with n - 1), so it is exact where "
+        f"n is below the number of features; it is biased upwards at small n. The kernel distance is the unbiased MMD² "
+        f"with the kernel (x·y/d + 1)³. Precision, recall, density and coverage use {found.result.settings.nearest_k} "
+        f"nearest neighbours. Intervals are {found.result.settings.level:.0%} bootstrap intervals of "
+        f"{settings.resamples} resamples, of patients where a patient has several images. The column real holds the "
+        f"same measures of as many training images against the same held-out images."
+    ]
+    if found.generated_classes:
+        steps = f", trained for {settings.judge_steps} steps on the training split" if settings.judge == "train" else ""
+        text.append(
+            f"Class accuracy. The judge {found.judge} is a convolutional network of another make and another seed than "
+            f"the feature encoder{steps}; classes with fewer than 8 training images are left out. Intervals are "
+            f"Wilson's."
+        )
+    if found.copies:
+        text.append(
+            f"Copies. For each image the {settings.neighbours} nearest training images of the same specialty and image "
+            f"type were found by cosine similarity of the same features. Each pair was brought to the size of the "
+            f"generated images and divided into 4 x 4 patches; the distance of a pair is the largest root mean square "
+            f"difference of a patch, divided by 255 (MediSyn v2 section 4.3.4, there with one neighbour and 128 x 128 "
+            f"patches at 512 x 512). The training image was compared as it is and mirrored left-right; the smallest "
+            f"distance counts. The same was done with held-out real images. Upper bounds are one-sided Clopper-Pearson."
+        )
+    return text
