@@ -1,0 +1,1 @@
+"""Files and tables into a corpus of captioned, split, checked samples."""
