@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from medisyn import runs
 from medisyn.errors import ConfigError
 from medisyn.families.stable_diffusion.config import GenerationDefaults, NetworkConfig, StableDiffusionConfig
-from medisyn.recipes.finetune import SplitReader, _open_corpus, encoder_digest
+from medisyn.recipes.finetune import SplitReader, open_corpus, encoder_digest
 from medisyn.training.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class StarterImageRun:
     preview_prompts: tuple[str, ...] = field(default_factory=tuple)
 
     def plan(self, corpus: Path, out: Path, announce: Announce) -> None:
-        opened = _open_corpus(corpus, "train")
+        opened = open_corpus(corpus, "train")
         count = len(opened.rows("train"))
         announce(f"{count} training images, corpus {opened.fingerprint}")
         for name, settings in self._stages().items():
@@ -73,11 +73,11 @@ class StarterImageRun:
     def prepare(self, corpus: Path, out: Path, announce: Announce, *, processes: int) -> None:
         if processes != 1:
             raise ConfigError("starter-image trains on one process; use --processes 1")
-        _open_corpus(corpus, "train")
+        open_corpus(corpus, "train")
 
     def run(self, corpus: Path, out: Path, announce: Announce) -> TrainReport:
         """All stages, each resumed or skipped when it is done. Returns the denoiser's report."""
-        opened = _open_corpus(corpus, "train")
+        opened = open_corpus(corpus, "train")
         pixels = self._pixels(corpus, out, opened)
         announce("stage 1 of 5: autoencoder on crops")
         report = self._train_autoencoder("autoencoder", None, pixels, opened, out, announce)

@@ -1,0 +1,55 @@
+"""`medisyn train`: a preset and a corpus in, a run's folder with a model out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    preset: Annotated[str, typer.Argument(help="Name of a preset; `medisyn presets` lists them.")],
+    corpus: Annotated[Path, typer.Option(help="A curated corpus.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; the same command goes on with it.")],
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a value, for example learning_rate=1e-5. Repeatable.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps in all; short for --set num_steps=N.")] = None,
+    processes: Annotated[int, typer.Option(help="Training processes on this machine, one per GPU.")] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and the memory it takes, and stop.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Train a model from a preset; the same command resumes.
+
+    Ctrl-C ends the step at hand and writes a checkpoint. The model of the best (else the latest) checkpoint is in
+    OUT/model, an ordinary diffusers folder; metrics.jsonl, previews/ and run.json stand beside it.
+
+    Example:
+        medisyn train medisyn-v2 --corpus corpus/ --out runs/a --processes 4
+        medisyn train medisyn-v2-lora --corpus corpus/ --out runs/b --set learning_rate=5e-5 --dry-run
+    """
+    from medisyn.recipes.train_preset import preset_for, train_preset
+
+    def announce(line: str) -> None:
+        typer.echo(line, err=True)
+
+    if dry_run:
+        preset_for(preset, assignments or (), steps).plan(corpus, out, typer.echo)
+        return
+    report = train_preset(
+        preset, corpus, out, assignments=assignments or (), num_steps=steps, processes=processes, announce=announce
+    )
+    if os.environ.get("RANK", "0") != "0":  # torchrun or accelerate started several of us: one speaks
+        return
+    if json:
+        import json as json_format
+
+        typer.echo(json_format.dumps(report.as_dict(), indent=2, default=str))
+    else:
+        typer.echo(report.summary())
+    if report.as_dict().get("interrupted"):
+        raise typer.Exit(130)

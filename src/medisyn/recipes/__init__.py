@@ -1,0 +1,67 @@
+"""Every preset that `medisyn train` knows, typed out, and how one is looked up and changed.
+
+Nothing heavy is imported here: presets are listed without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from medisyn.errors import ConfigError, closest
+from medisyn.recipes.medical_encoder_run import MedicalEncoderRun
+from medisyn.recipes.medisyn_v2 import MEDISYN_V2, MEDISYN_V2_LORA, MEDISYN_V2_TINY, SD_FINETUNE, SD_FINETUNE_TINY
+from medisyn.recipes.overrides import with_overrides
+from medisyn.recipes.starter_image import STARTER_IMAGE
+
+__all__ = ["PRESETS", "Preset", "Report", "get_preset", "with_overrides"]
+
+Announce = Callable[[str], object]
+
+
+class Report(Protocol):
+    """What a training call did: for a person, and for JSON."""
+
+    def summary(self) -> str: ...
+
+    def as_dict(self) -> Mapping[str, Any]: ...
+
+
+class Preset(Protocol):
+    """A frozen dataclass with every value of one run, and the wiring that runs it."""
+
+    @property
+    def summary(self) -> str:
+        """One line for a list."""
+        ...
+
+    def plan(self, corpus: Path, out: Path, announce: Announce) -> None:
+        """Say what would be done and the memory it takes; writes nothing into `out`."""
+        ...
+
+    def prepare(self, corpus: Path, out: Path, announce: Announce, *, processes: int) -> None:
+        """What is done once, before the training processes start."""
+        ...
+
+    def run(self, corpus: Path, out: Path, announce: Announce) -> Report:
+        """Train, or go on with the run in `out`; called in every training process after `prepare`."""
+        ...
+
+
+PRESETS: Mapping[str, Preset] = {
+    "medisyn-v2": MEDISYN_V2,
+    "medisyn-v2-lora": MEDISYN_V2_LORA,
+    "medisyn-v2-tiny": MEDISYN_V2_TINY,
+    "sd-finetune": SD_FINETUNE,
+    "sd-finetune-tiny": SD_FINETUNE_TINY,
+    "starter-image": STARTER_IMAGE,
+    "medical-encoder": MedicalEncoderRun(),
+}
+
+
+def get_preset(name: str) -> Preset:
+    """The preset of that name. Raises ConfigError with the nearest name."""
+    if name not in PRESETS:
+        raise ConfigError(f"preset {name!r} is unknown, allowed: {', '.join(PRESETS)}.{closest(name, PRESETS)}")
+    return PRESETS[name]

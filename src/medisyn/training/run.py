@@ -1,0 +1,230 @@
+"""One run on disk and in memory: what the lines of the loop stand for."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from medisyn import runs
+from medisyn.errors import ConfigError
+from medisyn.families.base import Family
+from medisyn.training import memory
+from medisyn.training.batches import Examples, StepRows, stream, variants_of
+from medisyn.training.checkpoint import Checkpoint, Checkpoints, pack, unpack
+from medisyn.training.ema import Ema
+from medisyn.training.energy import EnergyMeter, find_counters
+from medisyn.training.launch import accelerator_for
+from medisyn.training.log import TrainLog
+from medisyn.training.optim import build_optimizer, check_groups
+from medisyn.training.order import Order
+from medisyn.training.settings import TrainSettings, keys_that_forbid_resuming, resolved
+from medisyn.training.step import LossModule, Stepper, StepResult
+
+Judge = Callable[[int], Mapping[str, Any]]
+
+
+class Run:
+    """One run on disk and in memory: what the loop's lines stand for."""
+
+    def __init__(
+        self,
+        family: Family,
+        examples: Examples,
+        settings: TrainSettings,
+        run_dir: Path,
+        save_model: Callable[[Path], object],
+        preview: Callable[[Path], object] | None,
+        judge: Judge | None,
+        weights: Sequence[float] | np.ndarray | None,
+        announce: Callable[[str], object],
+    ) -> None:
+        self.family, self.examples, self.run_dir = family, examples, run_dir
+        self.settings = settings = settings.for_samples(len(examples.keys))
+        self.save_model, self.preview, self.judge, self.announce = save_model, preview, judge, announce
+        self.order = Order(
+            len(examples.keys),
+            settings.batch_size,
+            settings.seed,
+            variants_of(examples),
+            None if weights is None else np.asarray(weights),
+        )
+        self.accelerator = accelerator_for(settings.precision)
+        self.checkpoints = Checkpoints(run_dir, settings.keep_last)
+
+    # --- opening -----------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def opened(self, config: Mapping[str, Any], corpus: str) -> Iterator[None]:
+        """Hold the folder, put back the latest checkpoint, and keep the log open for the length of the block."""
+        self.config, self.corpus = {**config, "train": resolved(self.settings)}, corpus
+        with runs.lock(self.run_dir) if self.is_main else contextlib.nullcontext():
+            refuse_another_run(self.run_dir, self.config, self.corpus)
+            self._start()
+            with self.log:
+                yield
+
+    def _start(self) -> None:
+        """Estimate memory, build the optimiser and put back the latest checkpoint."""
+        self.groups = self.family.trainable()
+        check_groups(self.groups)
+        parameters = [parameter for group in self.groups for parameter in group.parameters]
+        self.memory = memory.estimate(self.family, self.groups, self.examples[0], self.settings)
+        self.ema = Ema(parameters, self.settings)
+        self.optimizer = build_optimizer(self.groups, self.settings)
+        if self.is_main:
+            self.checkpoints.clear_unfinished()
+        self.accelerator.wait_for_everyone()
+        latest = self.checkpoints.latest()
+        self._restore(latest)
+        module = self.accelerator.prepare_model(LossModule(self.family, parameters))
+        self.stepper = Stepper(module, parameters, self.optimizer, self.accelerator, self.settings)
+        self._write_run_json()
+        self.log = TrainLog(
+            self.run_dir,
+            self.first_step,
+            self.settings.num_steps,
+            is_main=self.is_main,
+            tensorboard=self.settings.tensorboard,
+        )
+        self._say_hello()
+        self._judge(latest)
+        self.last: StepResult | None = None
+        self.started = time.monotonic()
+
+    @property
+    def is_main(self) -> bool:
+        return bool(self.accelerator.is_main_process)
+
+    def _restore(self, latest: Checkpoint | None) -> None:
+        self.first_step = self.steps_done = latest.step if latest else 0
+        local = self.accelerator.local_process_index
+        device = self.accelerator.device
+        counters = find_counters(local, device.index if device.type == "cuda" else None)
+        before = float(latest.record.get("kwh", 0.0)) if latest and self.is_main else 0.0
+        self.energy = EnergyMeter(counters, before)
+        if latest:
+            unpack(latest.folder / "state.safetensors", self.groups, self.ema, self.optimizer)
+
+    def _say_hello(self) -> None:
+        if self.is_main:
+            done = f", resuming after step {self.first_step}" if self.first_step else ""
+            self.announce(
+                f"{len(self.examples.keys)} samples, {self.settings.num_steps} steps of {self.settings.batch_size} "
+                f"({self.order.epoch(self.settings.num_steps):.1f} epochs) on {self.accelerator.num_processes} "
+                f"process(es), {self.accelerator.device.type}, {self.settings.precision}{done}"
+            )
+            for line in self.memory.lines():
+                self.announce(line)
+
+    # --- the loop's words --------------------------------------------------------------------------------------
+
+    def rows(self) -> Iterator[StepRows]:
+        """This rank's rows of every step still to do."""
+        steps = range(self.first_step, self.settings.num_steps)
+        rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
+        return stream(self.examples, self.order, steps, rank, world_size, self.settings.micro_batch_size)
+
+    def finish_step(self, step: int, result: StepResult) -> int:
+        """Average the weights and log. Returns the number of steps done."""
+        self.steps_done, self.last = step + 1, result
+        self.ema.update(self.steps_done)
+        self.log.step(result.loss)
+        if self.is_due("log", self.steps_done):
+            values = dataclasses.asdict(result)
+            self.log.write(
+                self.steps_done, **values, epoch=self.order.epoch(self.steps_done), samples_per_second=self.speed()
+            )
+        return self.steps_done
+
+    def is_due(self, what: str, done: int) -> bool:
+        if what == "preview" and self.preview is None:
+            return False
+        every = getattr(self.settings, f"{what}_every")
+        return every > 0 and (done % every == 0 or (what != "log" and done == self.settings.num_steps))
+
+    def speed(self) -> float:
+        """Samples per second since this call started, previews and checkpoints included."""
+        samples = (self.steps_done - self.first_step) * self.settings.batch_size
+        return round(samples / max(time.monotonic() - self.started, 1e-9), 3)
+
+    def write_preview(self, done: int) -> None:
+        if self.is_main and self.preview is not None:
+            with self.ema.swapped_in():
+                self.preview(self.run_dir / "previews" / f"step-{done:08d}.png")
+            self.family.trainable()  # back to training mode
+
+    def save(self, done: int) -> None:
+        """A checkpoint after `done` steps, unless there is one, judged where that is due; all ranks take part."""
+        kwh = self._total_kwh()
+        if not self.is_main:
+            return
+        latest = self.checkpoints.latest()
+        if latest is None or latest.step != done:
+            state = pack(self.groups, self.ema, self.optimizer)
+            with self.ema.swapped_in():
+                latest = self.checkpoints.save(done, state, self.save_model, {"kwh": kwh})
+            self.family.trainable()
+        self._judge(latest)
+        self.checkpoints.settle()
+        self._write_run_json()
+
+    def _judge(self, checkpoint: Checkpoint | None) -> None:
+        """Judge a checkpoint that was due to be judged and is not yet (a run may be killed in between)."""
+        if not self.is_main or self.judge is None or checkpoint is None or checkpoint.score is not None:
+            return
+        if not self.is_due("checkpoint", checkpoint.step):
+            return
+        with self.ema.swapped_in():
+            self.checkpoints.add_judgement(checkpoint, self.judge(checkpoint.step))
+        self.family.trainable()
+
+    def _total_kwh(self) -> float:
+        own = self.energy.kwh()
+        if self.accelerator.num_processes == 1:
+            return own
+        device = self.accelerator.device
+        return float(self.accelerator.reduce(torch.tensor(own, dtype=torch.float32, device=device), reduction="sum"))
+
+    def _write_run_json(self) -> None:
+        if not self.is_main:
+            return
+        latest = self.checkpoints.latest()
+        runs.write_run(
+            self.run_dir,
+            command="train",
+            config=self.config,
+            corpus=self.corpus,
+            seed=self.settings.seed,
+            device=self.accelerator.device.type,
+            processes=self.accelerator.num_processes,
+            memory=self.memory.record(),
+            steps_done=latest.step if latest else 0,
+            energy={"kwh": latest.record.get("kwh", 0.0) if latest else 0.0, "source": self.energy.source},
+        )
+
+
+def refuse_another_run(run_dir: Path, config: Mapping[str, Any], corpus: str) -> None:
+    """Raises ConfigError, naming the keys, when the folder holds a run of another configuration or corpus.
+
+    `config` is what `train` was given plus the resolved settings under "train".
+    """
+    before = runs.read_run(run_dir)
+    if before is None:
+        return
+    as_stored = json.loads(json.dumps(config, default=str))  # tuples come back as lists
+    keys = keys_that_forbid_resuming(before.get("config", {}), as_stored, config["train"]["schedule"])
+    if before.get("corpus", "") != corpus:
+        keys.append("corpus")
+    if keys:
+        raise ConfigError(
+            f"{run_dir.name}/ holds a run with other values of: {', '.join(keys)}. Repeat its command to resume it, "
+            "or choose another --out."
+        )

@@ -1,0 +1,149 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+import build
+import build_corpus
+from medisyn.corpus.loader import Corpus
+from medisyn.errors import ConfigError, CorpusError, InputError, ModelError
+from medisyn.evaluation.features.encoder import MedicalEncoder, save_network
+from medisyn.evaluation.frechet import frechet_distance
+from medisyn.recipes.finetune import encoder_digest, model_folder, open_autoencoder
+from medisyn.recipes.medisyn_v2 import MEDISYN_V2_TINY, SD_FINETUNE_TINY
+from medisyn.recipes.selection import CheckpointJudge, JudgeConfig
+
+
+def silent(line: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return build_corpus.tiny_corpus(tmp_path_factory.mktemp("corpus"), size=64)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(0)
+    network = MedicalEncoder(["a", "b"], widths=(8, 16), size=32)
+    save_network(network, folder, network.config)
+    return folder
+
+
+class Painter:
+    """A family whose pictures are flat, of the level it is told."""
+
+    def __init__(self, level):
+        self.level, self.batches = level, []
+
+    def sample(self, requests):
+        self.batches.append([(request.prompt, request.seed) for request in requests])
+        return torch.zeros(len(requests), 1)
+
+    def decode(self, latents):
+        from medisyn.types import Picture
+
+        rng = np.random.default_rng(0)
+        return [Picture(rng.integers(0, self.level, (3, 64, 64)).astype(np.uint8)) for _ in latents]
+
+
+def test_the_judge_measures_generated_against_held_out(corpus, encoder):
+    opened = Corpus(corpus)
+    config = JudgeConfig(images=6, extractor_path=str(encoder), batch_size=4)
+    family = Painter(200)
+    judge = CheckpointJudge(family, opened, config)
+    record = judge(step=40)
+    assert (record["n_generated"], record["n_real"], record["against"], record["step"]) == (6, 6, "validation", 40)
+    assert record["extractor"].startswith("medical-encoder:")
+    assert [len(batch) for batch in family.batches] == [4, 2]
+    captions = {row.caption for row in opened.rows("validation")}
+    assert {prompt for batch in family.batches for prompt, _ in batch} <= captions
+    rgb = [opened.read(row).item.array_CHW.transpose(1, 2, 0) for row in judge.rows]
+    real = judge.extractor([np.ascontiguousarray(image) for image in rgb])
+    made = [np.ascontiguousarray(item.array_CHW.transpose(1, 2, 0)) for n in (4, 2) for item in family.decode(range(n))]
+    assert record["score"] == record["frechet_distance"] == pytest.approx(frechet_distance(judge.extractor(made), real))
+    assert record["kernel_distance"] != record["score"]
+    again = CheckpointJudge(Painter(200), opened, config)
+    assert again(step=40) == record
+
+
+def test_a_worse_generator_scores_worse(corpus, encoder):
+    """Real pictures are mostly black: noise up to level 30 is nearer to them than noise up to 250."""
+    config = JudgeConfig(images=6, extractor_path=str(encoder))
+    near, far = (CheckpointJudge(Painter(level), Corpus(corpus), config)(1)["score"] for level in (30, 250))
+    assert near < far
+
+
+def test_a_judge_needs_held_out_images(tmp_path, encoder):
+    small = Corpus(build_corpus.tiny_corpus(tmp_path, count=7, size=64))  # six train, one validation
+    with pytest.raises(InputError, match=r"has 1 image\(s\). Set judge.against=train"):
+        CheckpointJudge(Painter(1), small, JudgeConfig(extractor_path=str(encoder)))
+    assert len(CheckpointJudge(Painter(1), small, JudgeConfig(extractor_path=str(encoder), against="train")).rows) == 6
+
+
+def test_a_corpus_of_another_size_is_refused_before_training(tmp_path):
+    small = build_corpus.tiny_corpus(tmp_path / "corpus", size=32)
+    run = dataclasses.replace(MEDISYN_V2_TINY, judge=JudgeConfig(images=0))
+    with pytest.raises(ConfigError, match="holds pictures of 32x32 pixels, the model makes 64x64"):
+        run.prepare(small, tmp_path / "run", silent, processes=1)
+
+
+def test_a_split_without_samples(tmp_path, corpus):
+    only_train = build_corpus.tiny_corpus(tmp_path / "corpus", count=6, size=64)
+    run = dataclasses.replace(MEDISYN_V2_TINY, split="test")
+    with pytest.raises(CorpusError, match="no samples in split 'test'"):
+        run.prepare(only_train, tmp_path / "run", silent, processes=1)
+
+
+def test_balanced_weights_by_hand(corpus):
+    opened = Corpus(corpus)
+    rows = opened.rows("train")
+    run = dataclasses.replace(MEDISYN_V2_TINY, balance="image_type")
+    weights = run._weights(opened)
+    red = np.array([row.image_type == "chest X-ray" for row in rows])
+    assert weights[red].sum() == pytest.approx(0.5)
+    assert weights[~red].sum() == pytest.approx(0.5)
+    by_class = dataclasses.replace(MEDISYN_V2_TINY, balance="class")._weights(opened)
+    assert len(set(by_class.round(9))) > 2
+    assert MEDISYN_V2_TINY._weights(opened) is None
+
+
+def test_the_base_is_built_once_and_deterministic(tmp_path, corpus):
+    opened = Corpus(corpus)
+    families = [SD_FINETUNE_TINY._family(tmp_path / name, opened) for name in ("a", "a", "b")]
+    digests = {encoder_digest(family) for family in families}
+    assert len(digests) == 1
+    weights = [next(family.networks.unet.parameters()) for family in families]
+    assert torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[0], weights[2])
+
+
+def test_the_address_of_encoded_rows_follows_the_encoder():
+    family = build.tiny_model()
+    before = encoder_digest(family)
+    with torch.no_grad():
+        next(family.networks.vae.parameters()).add_(1e-3)
+    assert encoder_digest(family) != before
+    trained = build.tiny_model(config=dataclasses.replace(family.config, train_text_encoder=True))
+    assert encoder_digest(trained) not in (before, encoder_digest(family))
+
+
+def test_another_autoencoder_takes_the_place_of_the_base_model_s(tmp_path, corpus):
+    folder = build.tiny_folder(tmp_path / "base")
+    other = build.tiny_model(seed=5)
+    other.networks.vae.save_pretrained(tmp_path / "vae")
+    run = dataclasses.replace(SD_FINETUNE_TINY, base=str(folder), network=None, vae=str(tmp_path / "vae"))
+    family = run._family(tmp_path, Corpus(corpus))
+    assert torch.equal(next(family.networks.vae.parameters()), next(other.networks.vae.parameters()))
+    assert not torch.equal(next(build.tiny_model().networks.vae.parameters()), next(family.networks.vae.parameters()))
+
+
+def test_models_that_are_not_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelError, match="base model 'nowhere' is neither a folder here nor a hub id"):
+        model_folder("a/b/nowhere")
+    with pytest.raises(ModelError, match="autoencoder 'nothing' cannot be opened"):
+        open_autoencoder(str(tmp_path / "nothing"))

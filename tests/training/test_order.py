@@ -1,0 +1,83 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medisyn.errors import InputError
+from medisyn.seeding import share
+from medisyn.training.order import Order, balanced_weights, draw_keys
+
+
+@given(st.integers(1, 30), st.integers(1, 12), st.integers(0, 2**32))
+def test_every_epoch_takes_every_sample_once(num_samples, batch_size, seed):
+    order = Order(num_samples, batch_size, seed)
+    stream = [row for step in range(2 * num_samples) for row in order.batch(step)]
+    for epoch in range(2):
+        assert sorted(stream[epoch * num_samples : (epoch + 1) * num_samples]) == list(range(num_samples))
+
+
+def test_epochs_and_seeds_are_shuffled_differently():
+    order = Order(50, 50, seed=1)
+    assert order.batch(0) != order.batch(1)
+    assert order.batch(0) != Order(50, 50, seed=2).batch(0)
+    assert order.batch(0) == Order(50, 50, seed=1).batch(0)
+
+
+@given(st.integers(1, 5), st.integers(0, 40))
+def test_the_batch_of_a_step_does_not_depend_on_the_ranks(world_size, step):
+    rows = Order(13, 8, seed=3).batch(step)
+    shares = [share(rows, rank, world_size) for rank in range(world_size)]
+    assert Counter(rows) == Counter(row for part in shares for row in part)
+
+
+def test_variants_take_turns():
+    # 3 variants: in 3 epochs each of the 5 * 3 stored rows comes exactly once
+    order = Order(5, 5, seed=0, variants=3)
+    rows = [row for step in range(3) for row in order.batch(step)]
+    assert sorted(rows) == list(range(15))
+    assert sorted(row // 3 for row in rows[:5]) == list(range(5))
+
+
+def test_weighted_draws_follow_the_weights():
+    weights = balanced_weights(["rare"] + ["common"] * 9)
+    np.testing.assert_allclose(weights, [1 / 2] + [1 / 18] * 9)
+    order = Order(10, 20, seed=0, variants=2, weights_N=weights)
+    drawn = Counter(row for step in range(200) for row in order.batch(step))
+    # 4,000 draws, half of them sample 0 (rows 0 and 1); the standard deviation is sqrt(4000 / 4) = 32
+    assert abs(drawn[0] + drawn[1] - 2000) < 160
+    assert abs(drawn[0] - drawn[1]) < 250
+    assert order.batch(7) == order.batch(7) != order.batch(8)
+
+
+def test_a_weight_of_zero_is_never_drawn():
+    order = Order(3, 50, seed=0, weights_N=np.array([0.0, 1.0, 0.0]))
+    assert set(order.batch(0)) == {1}
+
+
+def test_epochs_done():
+    assert Order(10, 4, seed=0).epoch(5) == 2.0
+
+
+def test_keys_that_come_twice_in_a_batch_draw_other_noise():
+    assert draw_keys(7, ["a", "b", "a", "a"]) == ["7/a", "7/b", "7/a/1", "7/a/2"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "text"),
+    [
+        ([1.0], "one finite number"),
+        ([1.0, -1.0], "one finite number"),
+        ([np.nan, 1.0], "one finite"),
+        ([0, 0], "all are 0"),
+    ],
+)
+def test_weights_that_are_refused(weights, text):
+    with pytest.raises(InputError, match=text):
+        Order(2, 1, 0, weights_N=np.array(weights))
+
+
+def test_nothing_to_train_on():
+    with pytest.raises(InputError, match="0 examples"):
+        Order(0, 1, 0)
