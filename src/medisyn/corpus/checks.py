@@ -1,0 +1,132 @@
+"""Is a corpus whole? Every shard, member, hash, caption and split is checked against the index."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medisyn.corpus.loader import Corpus
+from medisyn.corpus.shards import Row
+from medisyn.corpus.splits import SPLITS, leaks
+from medisyn.errors import CorpusError
+
+MOST = 20  # problems of one corpus that are listed; the rest is counted
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """How much was checked, and what is wrong."""
+
+    shards: int
+    samples: int
+    problems: tuple[str, ...]
+
+    def raise_if_broken(self) -> None:
+        """CorpusError with every problem (20 at most) in one line."""
+        if self.problems:
+            more = f"; and {len(self.problems) - MOST} more" if len(self.problems) > MOST else ""
+            raise CorpusError(f"{len(self.problems)} problems: " + "; ".join(self.problems[:MOST]) + more)
+
+
+def verify(folder: Path | str) -> VerifyReport:
+    """Read the whole corpus. CorpusError when there is no index at all; everything else is listed as a problem."""
+    corpus = Corpus(folder)
+    rows = corpus.rows()
+    by_shard: dict[str, list[Row]] = {}
+    for row in rows:
+        by_shard.setdefault(row.shard, []).append(row)
+    problems = [*_index_problems(rows), *_stray_shards(corpus.path, set(by_shard))]
+    for shard, members in sorted(by_shard.items()):
+        problems += _shard_problems(corpus.path / shard, members)
+    return VerifyReport(len(by_shard), len(rows), tuple(problems))
+
+
+def _index_problems(rows: Sequence[Row]) -> Iterator[str]:
+    if not rows:
+        yield "the index is empty"
+    if len({row.key for row in rows}) < len(rows):
+        yield f"the index repeats {len(rows) - len({row.key for row in rows})} keys"
+    units: dict[str, set[str]] = {}
+    for row in rows:
+        units.setdefault(row.patient, set()).add(row.split)
+        if not row.caption.strip():
+            yield f"{row.key}: the caption is empty"
+        if row.split not in SPLITS or not Path(row.shard).name.startswith(f"{row.split}-"):
+            yield f"{row.key}: split {row.split!r} does not fit its shard {row.shard}"
+    for unit in leaks(units):
+        yield f"{unit} is in more than one split: {', '.join(sorted(units[unit]))}"
+
+
+def _stray_shards(folder: Path, known: set[str]) -> Iterator[str]:
+    for path in sorted((folder / "data").glob("*.tar")):
+        if f"data/{path.name}" not in known:
+            yield f"shard {path.name} is not in the index"
+
+
+def _shard_problems(path: Path, rows: Sequence[Row]) -> Iterator[str]:
+    try:
+        with tarfile.open(path, "r:") as shard:
+            members = {info.name: info for info in shard.getmembers()}
+            seen = {name.rpartition(".")[0] for name in members}
+            for row in rows:
+                yield from _sample_problems(shard, members, row)
+    except FileNotFoundError:
+        yield f"shard {path.name} is missing"
+    except (tarfile.TarError, OSError, EOFError) as error:
+        yield f"shard {path.name} is not readable ({type(error).__name__}): copy it again, or repeat the curate command"
+    else:
+        for key in sorted(seen - {row.key for row in rows}):
+            yield f"{key} is in shard {path.name} and not in the index"
+
+
+def _sample_problems(shard: tarfile.TarFile, members: dict[str, tarfile.TarInfo], row: Row) -> Iterator[str]:
+    found = [members.get(f"{row.key}.{kind}") for kind in ("png", "txt", "json")]
+    if None in found:
+        yield f"{row.key}: its png, txt or json is not in its shard"
+        return
+    png, text, metadata = (shard.extractfile(info).read() for info in found if info is not None)  # type: ignore[union-attr]
+    info = members[f"{row.key}.png"]
+    if (info.offset_data, info.size) != (row.offset, row.size):
+        yield f"{row.key}: the index points to byte {row.offset}, its picture begins at {info.offset_data}"
+    if hashlib.sha256(png).hexdigest() != row.sha256:
+        yield f"{row.key}: its picture was changed (sha256 differs)"
+    if text.decode("utf-8", errors="replace") != row.caption:
+        yield f"{row.key}: its caption differs from the index"
+    try:
+        content = json.loads(metadata)
+    except ValueError:
+        content = {}
+    if content.get("key") != row.key or content.get("split") != row.split:
+        yield f"{row.key}: its metadata differs from the index"
+
+
+def summary(folder: Path | str, captions: int = 10) -> dict[str, Any]:
+    """Counts of a corpus per specialty, image type, source and split, and its most frequent captions."""
+    corpus = Corpus(folder)
+    rows = corpus.rows()
+    counted: dict[str, Any] = {"samples": len(rows), "fingerprint": corpus.fingerprint}
+    for column in ("specialty", "image_type", "source"):
+        counts: dict[str, dict[str, int]] = {}
+        for row in rows:
+            counts.setdefault(getattr(row, column), dict.fromkeys(SPLITS, 0))[row.split] += 1
+        counted[column] = counts
+    counted["captions"] = dict(Counter(row.caption for row in rows).most_common(captions))
+    return counted
+
+
+def summary_text(counted: dict[str, Any]) -> str:
+    """A summary as a table of fixed width."""
+    lines = [f"{counted['samples']:,} samples, fingerprint {counted['fingerprint']}"]
+    for column, title in (("specialty", "specialty"), ("image_type", "image type"), ("source", "source")):
+        lines += ["", f"{title:32}" + "".join(f"{split:>12}" for split in SPLITS) + f"{'total':>12}"]
+        for name, counts in sorted(counted[column].items()):
+            lines.append(f"{name:32}" + "".join(f"{n:12,}" for n in [*counts.values(), sum(counts.values())]))
+    lines += ["", "frequent captions"]
+    lines += [f"{count:8,}  {caption}" for caption, count in counted["captions"].items()]
+    return "\n".join(lines)

@@ -1,0 +1,210 @@
+"""Tar shards in the WebDataset layout, and the index that makes reading one sample a single seek.
+
+A sample is `key.png`, `key.txt` (caption) and `key.json` (metadata). A shard holds nothing that differs between two
+runs (times, users), so the same samples give the same bytes. `index.parquet` holds one row per sample with the place of
+its PNG inside its shard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from medisyn import runs
+from medisyn.errors import CorpusError
+
+BLOCK = 512
+INDEX = "index.parquet"
+FORMAT = 1  # raised when an older reader could misread the corpus
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One sample of the index. `offset` and `size` are the bytes of its PNG inside `shard`."""
+
+    key: str
+    shard: str
+    offset: int
+    size: int
+    split: str
+    specialty: str
+    image_type: str
+    caption: str
+    labels: tuple[str, ...]
+    patient: str  # pseudonym of the patient, or of the file or region where patients are not known
+    source: str
+    licence: str
+    sha256: str  # of the PNG file
+    phash: str  # 64 bits in hex
+    low: float
+    high: float
+    unit: str
+    spacing: tuple[float, float] | None  # (row, column) in mm
+
+
+COLUMNS = tuple(field.name for field in fields(Row))
+
+
+def values_of(row: Row) -> dict[str, Any]:
+    """A row as a dictionary (`dataclasses.asdict` copies deeply and is ten times as slow)."""
+    return {name: getattr(row, name) for name in COLUMNS}
+
+
+def sidecar(row: Row) -> dict[str, Any]:
+    """What `key.json` holds. Every value is a string or a number, never null or a list that may be empty.
+
+    `datasets` fixes the types of all samples by the first five, and fails at the first that differs.
+    """
+    hidden = ("shard", "offset", "size", "caption")
+    values = {name: value for name, value in values_of(row).items() if name not in hidden}
+    values["labels"] = "|".join(row.labels)
+    values["spacing"] = "" if row.spacing is None else f"{row.spacing[0]:g} {row.spacing[1]:g}"
+    return values
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What goes into a shard for one sample."""
+
+    key: str
+    png: bytes
+    caption: str
+    metadata: Mapping[str, Any]
+
+
+class ShardWriter:
+    """Appends samples to a tar stream and says where each PNG lies."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._position = 0
+
+    def add(self, entry: Entry) -> int:
+        """Write the three members; returns the offset of the PNG's first byte."""
+        offset = self._member(f"{entry.key}.png", entry.png)
+        self._member(f"{entry.key}.txt", entry.caption.encode())
+        text = json.dumps(dict(entry.metadata), ensure_ascii=False, sort_keys=True)
+        self._member(f"{entry.key}.json", text.encode())
+        return offset
+
+    def close(self) -> None:
+        """Write the two empty blocks that end a tar file."""
+        self._stream.write(bytes(2 * BLOCK))
+
+    def _member(self, name: str, content: bytes) -> int:
+        info = tarfile.TarInfo(name)
+        info.size, info.mode = len(content), 0o644
+        header = info.tobuf(tarfile.USTAR_FORMAT)
+        padding = bytes(-len(content) % BLOCK)
+        self._stream.write(header + content + padding)
+        offset = self._position + len(header)
+        self._position = offset + len(content) + len(padding)
+        return offset
+
+
+def write_shard(path: Path, entries: Iterable[Entry]) -> list[int]:
+    """Write one shard atomically; returns the PNG offsets in order."""
+    with runs.atomic_file(path) as stream:
+        writer = ShardWriter(stream)
+        offsets = [writer.add(entry) for entry in entries]
+        writer.close()
+    return offsets
+
+
+def read_at(path: Path, offset: int, size: int) -> bytes:
+    """`size` bytes from `offset`; CorpusError when the shard is missing or too short."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(offset)
+            content = stream.read(size)
+    except FileNotFoundError:
+        raise CorpusError(f"shard {path.name} is missing. Repeat the curate command, or copy the shard again") from None
+    except OSError as error:
+        raise CorpusError(f"shard {path.name} cannot be read ({error.strerror})") from None
+    if len(content) != size:
+        raise CorpusError(
+            f"shard {path.name} ends at byte {offset + len(content)}, the index expects {offset + size}; it was cut "
+            f"short. Copy it again, or repeat the curate command"
+        )
+    return content
+
+
+def pack(sizes: Sequence[int], *, shard_bytes: int, shard_samples: int) -> list[range]:
+    """Consecutive samples per shard: a shard is closed before it would pass either limit."""
+    ranges, start, total = [], 0, 0
+    for number, size in enumerate(sizes):
+        if number > start and (total + size > shard_bytes or number - start >= shard_samples):
+            ranges.append(range(start, number))
+            start, total = number, 0
+        total += size
+    if start < len(sizes):
+        ranges.append(range(start, len(sizes)))
+    return ranges
+
+
+def _schema() -> Any:
+    import pyarrow as pa
+
+    text = pa.string()
+    kinds = {
+        "offset": pa.int64(),
+        "size": pa.int64(),
+        "labels": pa.list_(text),
+        "low": pa.float64(),
+        "high": pa.float64(),
+        "spacing": pa.list_(pa.float64()),
+    }
+    return pa.schema([(name, kinds.get(name, text)) for name in COLUMNS])
+
+
+def write_index(path: Path, rows: Sequence[Row]) -> None:
+    """Write `index.parquet` atomically, rows in shard order."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {name: [getattr(row, name) for row in rows] for name in COLUMNS}
+    schema = _schema().with_metadata({"medisyn_format": str(FORMAT)})
+    table = pa.Table.from_pydict(columns, schema=schema)
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    runs.write_bytes(path, sink.getvalue())
+
+
+def read_index(folder: Path) -> list[Row]:
+    """The rows of a corpus folder. CorpusError when there is no index, or not one of ours."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = folder / INDEX
+    if not path.exists():
+        hint = "its curation has not finished: repeat the command" if (folder / ".build").exists() else "not a corpus"
+        raise CorpusError(f"{folder.name}/ has no {INDEX} ({hint})")
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise CorpusError(f"{folder.name}/{INDEX} is not readable Parquet ({type(error).__name__})") from None
+    missing = [name for name in COLUMNS if name not in table.column_names]
+    found = (table.schema.metadata or {}).get(b"medisyn_format", b"none").decode()
+    if missing or found != str(FORMAT):
+        lost = f"; missing columns: {', '.join(missing)}" if missing else ""
+        raise CorpusError(f"{folder.name}/{INDEX} has corpus format {found}, this version reads {FORMAT}{lost}")
+    return [_row(values) for values in table.select(COLUMNS).to_pylist()]
+
+
+def _row(values: dict[str, Any]) -> Row:
+    spacing = values["spacing"]
+    values["spacing"] = None if spacing is None else (spacing[0], spacing[1])
+    values["labels"] = tuple(values["labels"])
+    return Row(**values)
+
+
+def fingerprint(rows: Sequence[Row]) -> str:
+    """16 hex digits over keys, pictures, captions and splits, whatever the order and sharding."""
+    lines = sorted(f"{row.key}\t{row.sha256}\t{row.split}\t{row.caption}" for row in rows)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
