@@ -10,7 +10,7 @@ from medisyn.corpus.loader import Corpus
 from medisyn.errors import ConfigError, CorpusError, InputError, ModelError
 from medisyn.evaluation.features.encoder import MedicalEncoder, save_network
 from medisyn.evaluation.frechet import frechet_distance
-from medisyn.recipes.finetune import encoder_digest, model_folder, open_autoencoder
+from medisyn.recipes.finetune import encoder_digest
 from medisyn.recipes.medisyn_v2 import MEDISYN_V2_TINY, SD_FINETUNE_TINY
 from medisyn.recipes.selection import CheckpointJudge, JudgeConfig
 
@@ -141,9 +141,10 @@ def test_another_autoencoder_takes_the_place_of_the_base_model_s(tmp_path, corpu
     assert not torch.equal(next(build.tiny_model().networks.vae.parameters()), next(family.networks.vae.parameters()))
 
 
-def test_models_that_are_not_there(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ModelError, match="base model 'nowhere' is neither a folder here nor a hub id"):
-        model_folder("a/b/nowhere")
-    with pytest.raises(ModelError, match="autoencoder 'nothing' cannot be opened"):
-        open_autoencoder(str(tmp_path / "nothing"))
+def test_models_that_are_not_there(tmp_path, corpus):
+    missing = dataclasses.replace(SD_FINETUNE_TINY, base="nowhere", network=None)
+    with pytest.raises(ModelError, match="model 'nowhere' is neither a shipped model"):
+        missing._family(tmp_path, Corpus(corpus))
+    base = str(build.tiny_folder(tmp_path / "base"))
+    with pytest.raises(ModelError, match="nothing"):
+        dataclasses.replace(missing, base=base, vae=str(tmp_path / "nothing"))._family(tmp_path, Corpus(corpus))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ParamGroup:
-    """Parameters that share a learning rate. `name` stands in the log; `lr_scale` multiplies the run's learning rate."""
+    """Parameters that share a learning rate: the run's times `lr_scale`. `name` stands in the log."""
 
     name: str
     parameters: Sequence[torch.nn.Parameter]
@@ -32,7 +32,7 @@ class Family(Protocol):
     """A model that can be trained and sampled."""
 
     def encode(self, samples: Sequence[Sample]) -> Encoded:
-        """Samples as latents and conditions, on the CPU, ready to be cached: everything here is frozen and draws nothing."""
+        """Samples as latents and conditions, on the CPU, ready to be cached: it is frozen and draws nothing."""
         ...
 
     def loss(self, encoded: Encoded, draws: Sequence[torch.Generator]) -> torch.Tensor:
@@ -40,7 +40,7 @@ class Family(Protocol):
         ...
 
     def sample(self, requests: Sequence[Request]) -> torch.Tensor:
-        """Latents for requests of one size, steps and guidance. The noise of row i comes from `requests[i].seed` alone."""
+        """Latents for requests of one size, steps and guidance; the noise of row i comes from `requests[i].seed`."""
         ...
 
     def decode(self, latents: torch.Tensor) -> list[Item]:

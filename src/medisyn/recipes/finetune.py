@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medisyn import runs
-from medisyn.errors import ConfigError, CorpusError, ModelError
+from medisyn.errors import ConfigError, CorpusError
 from medisyn.families.stable_diffusion.config import NetworkConfig, StableDiffusionConfig
 from medisyn.recipes.selection import JudgeConfig
 from medisyn.training.settings import TrainSettings, resolved
@@ -134,14 +134,17 @@ class StableDiffusionRun:
         return {name: value for name, value in values.items() if name not in ("summary", "train")}
 
     def _family(self, out: Path, corpus: Any) -> StableDiffusion:
-        from medisyn.families.stable_diffusion.load import open_networks
         from medisyn.families.stable_diffusion.model import StableDiffusion
+        from medisyn.recipes.models import find_autoencoder, find_model
 
-        folder = model_folder(self.base) if self.base else self._built_base(out, corpus)
-        networks = open_networks(folder, "float32")
-        if self.vae:
-            networks = dataclasses.replace(networks, vae=open_autoencoder(self.vae))
-        return StableDiffusion(networks, self.model, source=self.base or str(folder))
+        place = find_model(self.base if self.base else str(self._built_base(out, corpus).resolve()))
+        return StableDiffusion.from_folder(
+            place.folder,
+            self.model,
+            adapter=place.adapter,
+            vae=find_autoencoder(self.vae) if self.vae else None,
+            source=place.name,
+        )
 
     def _built_base(self, out: Path, corpus: Any) -> Path:
         """Random weights and a tokenizer for these captions, made once: every process and resume has the same."""
@@ -255,34 +258,6 @@ def _request(key: str, prompt: str, seed: int, steps: int | None, guidance: floa
     from medisyn.types import Request
 
     return Request(key=key, prompt=prompt, seed=seed, steps=steps, guidance=guidance)
-
-
-def model_folder(name: str) -> Path:
-    """A local diffusers folder, or a hub id fetched to one. Raises ModelError for neither."""
-    from medisyn.families.stable_diffusion.load import fetch_from_hub, looks_like_hub_id
-
-    if Path(name).is_dir():
-        return Path(name)
-    if looks_like_hub_id(name):
-        return fetch_from_hub(name)
-    raise ModelError(f"base model {Path(name).name!r} is neither a folder here nor a hub id of the form owner/name")
-
-
-def open_autoencoder(name: str) -> Any:
-    """The autoencoder in a folder (config.json, safetensors) or of a hub id. Raises ModelError when it is not there."""
-    from diffusers import AutoencoderKL
-
-    from medisyn.families.stable_diffusion.load import network_allowed
-
-    try:
-        return AutoencoderKL.from_pretrained(
-            name, use_safetensors=True, local_files_only=Path(name).is_dir() or not network_allowed()
-        ).eval()
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"autoencoder {Path(name).name!r} cannot be opened ({type(error).__name__}). Give a folder with "
-            "config.json and diffusion_pytorch_model.safetensors as vae=..., or vae= to keep the base model's own."
-        ) from error
 
 
 def encoder_digest(family: StableDiffusion) -> str:
