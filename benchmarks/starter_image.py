@@ -30,7 +30,6 @@ from medisyn.recipes.models import open_model
 from medisyn.runs import environment, write_json
 from medisyn.types import Request
 
-
 # Labels that name a finding, a magnification or a structure, not the kind of picture.
 NOT_SHOWN = (
     "20x",
