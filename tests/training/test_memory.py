@@ -9,7 +9,7 @@ from build_training import WIDTH, LinearFamily, Rows, settings
 from medisyn.training import memory
 
 MEASURE = """
-import resource, sys
+import re, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
@@ -21,7 +21,8 @@ family.net = torch.nn.Sequential(torch.nn.Linear(WIDTH, WIDE), torch.nn.SiLU(), 
     torch.nn.SiLU(), torch.nn.Linear(WIDE, WIDE), torch.nn.SiLU(), torch.nn.Linear(WIDE, WIDTH))
 from medisyn import runs
 run(Path(sys.argv[1]), family=family, num_steps=2, batch_size=2000, micro_batch_size=2000, ema_start=1, ema_interval=1)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+# not ru_maxrss: a child starts with that of its parent
+peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 print(runs.read_run(Path(sys.argv[1]))["memory"]["peak_mib"], peak)
 """
 
