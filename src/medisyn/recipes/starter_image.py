@@ -331,7 +331,7 @@ STARTER_IMAGE = StarterImageRun(
         crop=128,
     ),
     denoiser=TrainSettings(
-        num_steps=3200,
+        num_steps=2700,
         batch_size=32,
         micro_batch_size=32,
         learning_rate=5e-4,

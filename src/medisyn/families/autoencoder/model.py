@@ -212,7 +212,11 @@ class Autoencoder:
         if self.discriminator is None:
             return [ParamGroup("autoencoder", list(self.vae.parameters()))]
         decoder = [*self.vae.decoder.parameters(), *self.vae.post_quant_conv.parameters()]
-        return [ParamGroup("decoder", decoder), ParamGroup("discriminator", list(self.discriminator.parameters()))]
+        judge = list(self.discriminator.parameters())
+        return [
+            ParamGroup("decoder", decoder),
+            ParamGroup("discriminator", judge, lr_scale=2.0),
+        ]  # it starts from nothing
 
     def save(self, folder: Path) -> None:
         """An ordinary diffusers `vae` folder."""
