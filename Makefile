@@ -22,7 +22,9 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python
 
 .PHONY: demo test lint docs starter-image clean
 
+# Made anew each time: a folder of pictures belongs to one model, and the shipped one may have been replaced since.
 demo: $(VENV)/installed
+	rm -rf demo/images
 	HF_HUB_OFFLINE=1 $(BIN)/medisyn generate --prompts src/medisyn/starter/gallery_prompts.csv --model starter-image \
 		--out demo/images --gallery demo/index.html
 	@echo "Open the gallery: $(CURDIR)/demo/index.html"

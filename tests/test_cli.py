@@ -85,6 +85,7 @@ def test_examples_keep_their_lines():
         (WorkerError("a worker died"), 1, "medisyn: a worker died"),
         (KeyboardInterrupt(), 130, "medisyn: interrupted; finished work is kept"),
         (OSError(errno.ENOSPC, "No space left on device"), 1, "medisyn: the disk is full. Free some space"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), 1, "medisyn: the disk is full."),
         (RuntimeError("write failed: No space left on device (os error 28)"), 1, "medisyn: the disk is full."),
         (MemoryError(), 1, "medisyn: out of memory. Lower the batch size"),
         (RuntimeError("CUDA out of memory. Tried to allocate"), 1, "medisyn: out of memory."),

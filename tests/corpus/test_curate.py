@@ -22,7 +22,7 @@ from medisyn.corpus.checks import verify
 from medisyn.corpus.curate import curate
 from medisyn.corpus.loader import Corpus
 from medisyn.corpus.splits import Shares
-from medisyn.errors import BusyError, ConfigError, CorpusError
+from medisyn.errors import BusyError, ConfigError, CorpusError, MedisynError
 
 
 def reasons(folder):
@@ -74,6 +74,7 @@ def test_bad_files_are_set_aside_with_their_reasons_and_the_rest_goes_on(tmp_pat
     (folder / "2.png").unlink()
     Image.fromarray(np.zeros((20, 20), dtype=np.uint8)).save(folder / "3.png")
     rows[4]["patient"] = ""
+    rows[7]["file"] = "too long for a file name" * 50
     rows.append(dict(rows[5]))  # an equal row twice
     rows.append({**rows[6], "finding": "contradiction"})
     build_source.write_table(folder / "table.csv", rows)
@@ -86,7 +87,7 @@ def test_bad_files_are_set_aside_with_their_reasons_and_the_rest_goes_on(tmp_pat
     assert "column 'patient' is empty: the patient of this file is unknown" in found
     assert "names this file again in an equal row; it was used once" in found
     assert "2 rows of the table name this file and contradict each other" in found
-    assert (report.kept, report.quarantined) == (6, 7)
+    assert (report.kept, report.quarantined) == (5, 8)
     assert not verify(tmp_path / "corpus").problems
 
 
@@ -182,6 +183,48 @@ def test_a_finished_corpus_is_left_alone_and_new_files_are_added(tmp_path, monke
     assert not verify(tmp_path / "corpus").problems
 
 
+def test_repeating_the_command_mends_a_lost_and_a_cut_shard(tmp_path):
+    build_source.files(tmp_path / "files", 20)
+    source = build_source.source(tmp_path / "files")
+    curate(source, tmp_path / "corpus")
+    rows = Corpus(tmp_path / "corpus").rows()
+    shard = tmp_path / "corpus" / "data" / "train-00000.tar"
+    for damage in (shard.unlink, lambda: os.truncate(shard, 2000)):
+        damage()
+        assert verify(tmp_path / "corpus").problems
+        assert curate(source, tmp_path / "corpus").kept == 20
+        assert verify(tmp_path / "corpus").problems == ()
+        assert Corpus(tmp_path / "corpus").rows() == rows
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path):
+    build_source.files(tmp_path / "files", 3)
+    source = build_source.source(tmp_path / "files")
+    other = tmp_path / "other"
+    (other / "data").mkdir(parents=True)
+    (other / "data" / "mine.tar").write_bytes(b"precious")
+    for run in (None, '{"kind": "generate"}'):
+        if run is not None:
+            (other / "run.json").write_text(run)
+        with pytest.raises(CorpusError, match=r"other/ holds files that are not of a corpus"):
+            curate(source, other)
+    assert (other / "data" / "mine.tar").read_bytes() == b"precious"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CorpusError, match="file is a file; --out names the folder of the corpus"):
+        curate(source, tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / ".hidden").touch()
+    assert curate(source, tmp_path / "empty").kept == 3
+
+
+def test_the_corpus_may_be_the_folder_one_is_in(tmp_path, monkeypatch):
+    build_source.files(tmp_path / "files", 3)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert curate(build_source.source(tmp_path / "files", public_ids=False), ".").kept == 3
+    assert (tmp_path / "here.key").exists()
+
+
 def test_an_interrupted_run_keeps_its_parts_and_goes_on(tmp_path, monkeypatch):
     build_source.files(tmp_path / "files", 40)
     source = build_source.source(tmp_path / "files")
@@ -223,8 +266,9 @@ def test_a_full_disk_says_what_to_do_and_the_same_command_finishes(tmp_path, mon
         return original(image)
 
     monkeypatch.setattr(parts, "encode_png", full_at_the_tenth)
-    with pytest.raises(CorpusError, match=r"the disk of corpus/ is full .* and repeat the command"):
+    with pytest.raises(MedisynError, match=r"the disk of corpus/ is full .* and repeat the command") as full:
         curate(source, tmp_path / "corpus")
+    assert full.value.exit_code == 1
     assert not list((tmp_path / "corpus").rglob("*.tmp"))
     monkeypatch.undo()
     assert curate(source, tmp_path / "corpus").kept == 12
@@ -305,6 +349,8 @@ def test_what_cannot_be_curated_is_refused(tmp_path):
         curate([source, source], tmp_path / "corpus")
     with pytest.raises(CorpusError, match="its folder 'nowhere' is not in the given root"):
         curate(build_source.source(folder, root="nowhere"), tmp_path / "c", root=tmp_path)
+    with pytest.raises(ConfigError, match=r"make pictures of 16 and 32 pixels, .* Give it with --size"):
+        curate([source, build_source.source(folder, name="large", size=32)], tmp_path / "c")
     region = {"unit": "region", "regions": 4}
     with pytest.raises(CorpusError, match=r"nothing was kept: all 3 were quarantined. split unit region needs slices"):
         curate(build_source.source(folder, split=region), tmp_path / "c")

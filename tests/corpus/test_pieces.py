@@ -7,7 +7,7 @@ from PIL import Image
 
 import build_source
 from medisyn.corpus.pieces import OpenFile, pieces
-from medisyn.errors import ReadError, SeriesError
+from medisyn.errors import CorpusError, ReadError, SeriesError
 
 
 def taken(folder, take, row, **changes):
@@ -77,6 +77,14 @@ def test_a_slice_table_finds_its_slice_by_position(tmp_path):
     take["table"]["tolerance_mm"] = 0.05
     with pytest.raises(ReadError, match=r"no row within 0.05 mm of a slice"):
         taken(tmp_path, take, {"file": "a.nii.gz"})
+    take["table"] = {"path": "slices.csv", "position": "zz", "columns": ["tumour"]}
+    with pytest.raises(CorpusError, match=r"slice table: column 'zz' is not in the table.* Did you mean 'z'"):
+        taken(tmp_path, take, {"file": "a.nii.gz"})
+    take["table"]["position"] = "z"
+    for cell, text in (("top", "must hold millimetres"), ("", "is empty in every row")):
+        build_source.write_table(tmp_path / "slices.csv", [{"z": cell, "tumour": ""}])
+        with pytest.raises(ReadError, match=f"slice table: column 'z' {text}"):
+            taken(tmp_path, take, {"file": "a.nii.gz"})
 
 
 def test_a_picture_is_no_volume_and_the_reverse(tmp_path):
@@ -187,6 +195,9 @@ def test_stacked_arrays(tmp_path):
         ({"x": np.zeros((3, 4, 4), np.uint8), "y": np.zeros(2, np.uint8)}, "has 3 pictures, 'y' 2 labels"),
         ({"x": np.ones((1, 4, 4), np.uint8), "y": np.full(1, 9, np.uint8)}, r"label 9 has no word; named: \[0, 1\]"),
         ({"x": np.zeros((3, 4, 4), np.uint8)}, "no array 'y'; it holds x"),
+        ({"x": np.zeros((3, 4), np.uint8), "y": np.zeros(3, np.uint8)}, r"'x' is \(3, 4\), expected \(N, H, W\)"),
+        ({"x": np.zeros((1, 4, 4, 5), np.uint8), "y": np.zeros(1, np.uint8)}, r"'x' is \(1, 4, 4, 5\), expected"),
+        ({"x": np.array([None]), "y": np.zeros(1, np.uint8)}, "'x' of the .npz is damaged or no plain array"),
     ],
 )
 def test_arrays_that_do_not_fit(tmp_path, arrays, message):
@@ -201,3 +212,12 @@ def test_files_that_are_no_npz(tmp_path):
         taken(tmp_path, ARRAYS, {"file": "a.npz"})
     with pytest.raises(ReadError, match="the file is missing"):
         taken(tmp_path, ARRAYS, {"file": "b.npz"})
+    np.savez(tmp_path / "a.npz", x=np.zeros((9, 9, 9), np.uint8), y=np.zeros(9, np.uint8))
+    content = (tmp_path / "a.npz").read_bytes()
+    (tmp_path / "a.npz").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ReadError, match=r"not an .npz file of plain arrays \(BadZipFile\)"):
+        taken(tmp_path, ARRAYS, {"file": "a.npz"})
+    with (tmp_path / "a.npz").open("wb") as stream:
+        np.save(stream, np.zeros(3))
+    with pytest.raises(ReadError, match=r"a single \.npy array"):
+        taken(tmp_path, ARRAYS, {"file": "a.npz"})

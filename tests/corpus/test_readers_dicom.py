@@ -302,7 +302,7 @@ def test_a_decoder_that_disagrees_with_the_header_is_an_error(tmp_path, monkeypa
 @pytest.mark.parametrize("name", ["JPGExtended.dcm", "JPEG-lossy.dcm", "SC_rgb_jpeg_gdcm.dcm"])
 def test_a_missing_codec_names_the_syntax_and_the_install_line(name, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(MissingDependency, match=r"JPEG (Extended|Lossless).* pip install \"medisyn\[jpeg12\]\""):
+    with pytest.raises(MissingDependency, match=r"JPEG (Extended|Lossless).* pip install -c \S+ 'medisyn\[jpeg12\]'"):
         read_item(shipped(name))
 
 

@@ -16,7 +16,7 @@ from medisyn.corpus.readers import read_item, read_series_slices
 from medisyn.corpus.readers.archive import Entry
 from medisyn.corpus.readers.image import read_indices
 from medisyn.corpus.readers.tiff import ome_spacing
-from medisyn.errors import ReadError
+from medisyn.errors import RangeError, ReadError
 from medisyn.types import UINT8, Clip, Picture, ValueRange
 
 GREY = np.array([[0, 50, 100], [150, 200, 255]], np.uint8)
@@ -154,6 +154,10 @@ def test_planes_fractions_and_white_is_zero(tmp_path):
     half = read_item(tmp_path / "half.tif")
     assert half.value_range == ValueRange(0, 127.5, "raw")
     np.testing.assert_array_equal(half.array_CHW[0], GREY / 2)
+    for wrong in (np.nan, np.inf):
+        tifffile.imwrite(tmp_path / "nan.tif", np.where(GREY.min() < GREY, GREY / 2, wrong), photometric="minisblack")
+        with pytest.raises(RangeError, match=r"\d pixels are NaN or infinite"):
+            read_item(tmp_path / "nan.tif")
     for dtype, top in ((np.uint8, 255), (np.uint16, 65535)):
         tifffile.imwrite(tmp_path / "white.tif", GREY.astype(dtype), photometric="miniswhite")
         np.testing.assert_array_equal(read_item(tmp_path / "white.tif").array_CHW[0], top - GREY.astype(dtype))

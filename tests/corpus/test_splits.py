@@ -125,6 +125,9 @@ def test_shares_from_text():
         Shares.parse("80:20")
     with pytest.raises(ConfigError, match="must be 0 or more, with train above 0"):
         Shares.parse("0:50:50")
+    for wrong in ("80:-1:10", "80:nan:10", "inf:10:10"):
+        with pytest.raises(ConfigError, match="must be 0 or more"):
+            Shares.parse(wrong)
 
 
 def test_pseudonyms_depend_on_key_and_every_part():

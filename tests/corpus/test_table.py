@@ -36,6 +36,15 @@ def test_tables_that_cannot_be_used_are_named(tmp_path):
     (tmp_path / "empty.csv").write_text("file,patient\n")
     with pytest.raises(CorpusError, match=r"empty.csv is empty: it has no row below its header"):
         table.read_table(tmp_path / "empty.csv")
+    (tmp_path / "cut.csv.gz").write_bytes(gzip.compress(b"file,patient\n" * 50)[:-9])
+    with pytest.raises(CorpusError, match=r"cut.csv.gz cannot be read"):
+        table.read_table(tmp_path / "cut.csv.gz")
+    (tmp_path / "list.jsonl").write_text('{"file": "a"}\n["b"]\n')
+    with pytest.raises(CorpusError, match=r"list.jsonl row 2: expected an object of columns"):
+        table.read_table(tmp_path / "list.jsonl")
+    (tmp_path / "comma.csv").write_text("file,finding\na.png,x\nb.png,large, right\n")
+    with pytest.raises(CorpusError, match=r"comma.csv row 2 has more fields than the header .*double quotes"):
+        table.read_table(tmp_path / "comma.csv")
 
 
 def test_rows_are_joined_and_filtered(tmp_path):
@@ -80,6 +89,20 @@ def test_a_missing_column_is_named_with_the_nearest(tmp_path, changes, message):
     build_source.files(tmp_path, 2)
     with pytest.raises(CorpusError, match=message):
         table.source_rows(build_source.source(tmp_path, **changes), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [("{file", "path template '{file': expected '}'"), ("{file:>9}", r"write \{column\} and nothing behind the name")],
+)
+def test_a_broken_path_template_is_named(template, message):
+    with pytest.raises(ConfigError, match=message):
+        table.template_columns(template)
+
+
+def test_a_pattern_needs_a_group():
+    with pytest.raises(ConfigError, match=r"pattern 'patient\\\\d\+' needs a group in \( \)"):
+        table.cell(ROW, "path", r"patient\d+")
 
 
 def test_a_folder_gives_columns_from_its_names(tmp_path):

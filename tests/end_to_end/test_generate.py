@@ -117,6 +117,8 @@ def test_a_long_prompt_warns_once_with_the_lost_words(model: str, capsys: pytest
         (["red disc", "-n", "0"], "n must be a whole number from 1"),
         (["red disc", "--height", "33"], "must be a multiple of"),
         (["red disc", "--solver", "eulr"], "Did you mean 'euler'"),
+        (["red disc", "--device", "cdua"], "device 'cdua' is unknown, allowed: auto, cpu, cuda, cuda:N. Did you mean"),
+        (["red disc", "--device", "cuda:99"], "GPUs here; `medisyn doctor` shows them"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(

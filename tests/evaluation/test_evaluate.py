@@ -93,10 +93,18 @@ def test_runs_that_do_not_compare_are_refused(result, change, message):
 
 
 def test_other_settings_or_measures_are_refused(result):
-    with pytest.raises(InputError, match="nearest_k or the KID subset size differ"):
-        compare(result, replace(result, settings=replace(QUICK, nearest_k=3)))
+    for change in ({"nearest_k": 3}, {"kid_subset_size": 10}, {"kid_subsets": 7}, {"seed": 4}):
+        with pytest.raises(InputError, match=f"settings differ in {next(iter(change))}"):
+            compare(result, replace(result, settings=replace(QUICK, **change)))
     with pytest.raises(InputError, match="different measures"):
         compare(result, replace(result, measures=result.measures[:2]))
+
+
+def test_runs_against_other_real_images_are_refused(result):
+    """Same sizes, extractor and settings; only the held-out images are others."""
+    elsewhere = evaluate(features(60, 1, shift=1.0), features(50, 7), features(80, 3), QUICK)
+    with pytest.raises(InputError, match="real images were not the same"):
+        compare(result, elsewhere)
 
 
 def test_sets_of_two_extractors_are_refused():

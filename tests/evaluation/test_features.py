@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from medisyn.errors import ConfigError, InputError, ModelError
+from medisyn.errors import BusyError, ConfigError, InputError, ModelError
 from medisyn.evaluation.features import check_images, load_extractor
 from medisyn.evaluation.features.cache import FeatureCache, extract
 from medisyn.evaluation.features.encoder import EncoderExtractor, MedicalEncoder, load_encoder, save_network
@@ -21,6 +21,7 @@ from medisyn.evaluation.features.inception import (
     resize_clean,
     resize_torch,
 )
+from medisyn.runs import lock
 
 
 def noise(seed, height=40, width=32):
@@ -184,6 +185,23 @@ def test_dinov2_refuses_a_damaged_or_foreign_weight_file(dinov2_folder):
         load_extractor(f"dinov2:{dinov2_folder}")
 
 
+@pytest.mark.parametrize(("setting", "expected"), [("1", True), ("", False)])
+def test_dinov2_by_hub_id_stays_offline_when_told(monkeypatch, setting, expected):
+    from transformers import Dinov2Model
+
+    asked = []
+
+    def from_pretrained(source, **options):
+        asked.append(options["local_files_only"])
+        raise OSError("not here")
+
+    monkeypatch.setattr(Dinov2Model, "from_pretrained", from_pretrained)
+    monkeypatch.setenv("MEDISYN_OFFLINE", setting)
+    with pytest.raises(ModelError, match=r"cannot be loaded \(not here\)"):
+        load_extractor("dinov2:owner/name")
+    assert asked == [expected]
+
+
 def tiny_encoder():
     return seeded(lambda: MedicalEncoder(["a", "b"], widths=(8, 16, 32), size=32))
 
@@ -302,6 +320,26 @@ def test_a_row_without_index_line_is_written_again(tmp_path):
     again = MeanExtractor()
     np.testing.assert_array_equal(extract(again, readable(3), FeatureCache(tmp_path, again)), first)
     assert again.seen == [1]
+
+
+def test_two_processes_share_one_cache(tmp_path):
+    """Both opened it empty; the second to write must neither overwrite the first one's rows nor repeat them."""
+    extractor = MeanExtractor()
+    ours, theirs = FeatureCache(tmp_path, extractor), FeatureCache(tmp_path, extractor)
+    first = extract(extractor, readable(3), ours)
+    second = extract(extractor, readable(3, start=2), theirs)  # image 2 is in both
+    both = FeatureCache(tmp_path, extractor)
+    assert len(both) == 5
+    np.testing.assert_array_equal(both.get([f"sha-{n}" for n in range(3)]), first)
+    np.testing.assert_array_equal(both.get([f"sha-{n}" for n in range(2, 5)]), second)
+    assert (both.folder / "rows.f32").stat().st_size == 5 * 3 * 4
+
+
+def test_a_cache_that_stays_taken_is_an_error(tmp_path, monkeypatch):
+    cache = FeatureCache(tmp_path, MeanExtractor())
+    monkeypatch.setattr("medisyn.evaluation.features.cache.SECONDS_TO_WAIT", 0.05)
+    with lock(cache.folder), pytest.raises(BusyError, match="another process is writing"):
+        extract(MeanExtractor(), readable(1), cache)
 
 
 def test_a_damaged_cache_is_named(tmp_path):

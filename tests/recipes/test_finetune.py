@@ -91,6 +91,19 @@ def test_a_corpus_of_another_size_is_refused_before_training(tmp_path):
         run.prepare(small, tmp_path / "run", silent, processes=1)
 
 
+def test_a_model_trained_at_another_size_is_judged_and_exported_at_that_size(tmp_path, corpus):
+    base = build.tiny_folder(tmp_path / "base")  # makes 32 pixels; the corpus holds 64
+    run = dataclasses.replace(SD_FINETUNE_TINY, base=str(base), network=None)
+    opened = Corpus(corpus)
+    family = run._family(tmp_path, opened)
+    run._check_size(family, opened, silent)
+    [request] = run._preview_requests(opened)[:1]
+    assert family.decode(family.sample([request]))[0].array_CHW.shape == (3, 64, 64)
+    family.save(tmp_path / "model")
+    again = type(family).from_folder(tmp_path / "model")
+    assert (again.resolve(request).height, again.resolve(request).width) == (64, 64)
+
+
 def test_a_split_without_samples(tmp_path, corpus):
     only_train = build_corpus.tiny_corpus(tmp_path / "corpus", count=6, size=64)
     run = dataclasses.replace(MEDISYN_V2_TINY, split="test")

@@ -97,3 +97,22 @@ def test_one_process_only_and_the_plan_names_the_stages(tmp_path: Path):
     assert said[0].startswith("12 training images")
     assert [line.split(":")[0] for line in said[1:]] == ["autoencoder", "whole", "denoiser", "decoder"]
     assert not (tmp_path / "run").exists()
+
+
+def test_sampling_weights_by_hand(tmp_path: Path):
+    """An image type gets its count to the power of 1 - type_rarity, and its classes share that alike."""
+    from medisyn.corpus.loader import Corpus
+
+    corpus = Corpus(tiny_corpus(tmp_path / "corpus", count=20, size=32))
+    rows = corpus.rows("train")
+    weights = np.array(dataclasses.replace(tiny_run(), type_rarity=0.5, class_rarity=1.0)._weights(corpus))
+    share = {kind: weights[[row.image_type == kind for row in rows]].sum() for kind in {row.image_type for row in rows}}
+    counts = {kind: sum(row.image_type == kind for row in rows) for kind in share}
+    for kind, count in counts.items():
+        assert share[kind] == pytest.approx(count**0.5)
+        labels = {row.labels for row in rows if row.image_type == kind}
+        for label in labels:
+            inside = weights[[row.image_type == kind and row.labels == label for row in rows]].sum()
+            assert inside == pytest.approx(share[kind] / len(labels))
+    as_they_come = np.array(dataclasses.replace(tiny_run(), type_rarity=0.0, class_rarity=0.0)._weights(corpus))
+    np.testing.assert_allclose(as_they_come, 1.0)

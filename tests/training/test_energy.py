@@ -1,4 +1,5 @@
 import sys
+import time
 import types
 
 import pytest
@@ -77,4 +78,26 @@ def test_gpu_counter_by_hand(tmp_path, monkeypatch):
 
 def test_gpu_without_pynvml(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert [counter.source for counter in find_counters(0, 0, tmp_path)] == [BusyCores.source]
+    meter = EnergyMeter(find_counters(0, 0, tmp_path))
+    assert meter.source == f"{BusyCores.source} + GPU not measured (pip install nvidia-ml-py)"
+
+
+def test_a_gpu_whose_counter_fails_is_said_not_to_be_measured(tmp_path, monkeypatch):
+    def fails():
+        raise RuntimeError("NVML Shared Library Not Found")
+
+    monkeypatch.setitem(sys.modules, "pynvml", types.SimpleNamespace(nvmlInit=fails))
+    assert "GPU not measured" in EnergyMeter(find_counters(0, 0, tmp_path)).source
+
+
+def test_a_counter_is_read_although_nobody_asks(tmp_path, monkeypatch):
+    """Between two questions it wraps round twice: 1,000 J each, of which only a reading in between can know."""
+    monkeypatch.setattr("medisyn.training.energy.SECONDS_BETWEEN_READINGS", 0.01)
+    folder = zone(tmp_path / "intel-rapl:0", "package-0", 100_000_000)
+    counter = RaplZone(folder)
+    for level in (900_000_000, 100_000_000, 900_000_000, 100_000_000):
+        staged = tmp_path / "staged"
+        staged.write_text(str(level))
+        staged.replace(folder / "energy_uj")  # whole at once, as the kernel's file is
+        time.sleep(0.1)
+    assert counter.joules() == 2000.0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from build_training import LinearFamily, Rows, run
 from medisyn import runs
@@ -190,6 +191,30 @@ def test_a_checkpoint_that_a_kill_left_unjudged_is_judged_on_resuming(tmp_path):
     assert seen == [4]
 
 
+def test_a_kill_before_the_model_was_put_in_place_is_made_good(tmp_path):
+    """Killed while the last checkpoint is judged: the same command judges it and puts the best model in place."""
+
+    def judge(step):
+        if step == 8 and not finished:
+            raise KeyboardInterrupt
+        return {"score": 1.0 if step == 8 else 3.0}
+
+    finished = False
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, num_steps=8, judge=judge)
+    finished = True
+    assert run(tmp_path, num_steps=8, judge=judge).best_step == 8
+    assert model_bytes(tmp_path) == (tmp_path / "checkpoints/step-00000008/model/net.safetensors").read_bytes()
+
+
+def test_untrained_weights_are_not_judged(tmp_path):
+    family, seen = LinearFamily(), []
+    family.net[0].weight.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(TrainingError, match="step 1: the gradient is not finite"):
+        run(tmp_path, family=family, judge=lambda step: seen.append(step) or {"score": 1.0})
+    assert seen == []
+
+
 def test_judge_preview_and_export_see_the_average_and_training_mode_returns(tmp_path):
     family = LinearFamily(dropout=0.5)
     shown = []
@@ -202,6 +227,20 @@ def test_judge_preview_and_export_see_the_average_and_training_mode_returns(tmp_
     assert [name for name, _ in shown] == ["step-00000005.png", "step-00000010.png"]
     assert shown[-1][1] != float(family.net[0].weight.detach()[0, 0])
     assert family.net.training
+
+
+def test_the_judge_sees_the_weights_that_are_exported(tmp_path):
+    """Of the 10 steps the last is judged: what it saw is the average in the export, not the weights in training."""
+    family, seen = LinearFamily(), {}
+
+    def judge(step):
+        seen[step] = family.net[0].weight.detach().clone()
+        return {"score": 1.0 / step}
+
+    run(tmp_path, family=family, judge=judge)
+    exported = load_file(tmp_path / "model" / "net.safetensors")
+    assert torch.equal(seen[10], exported["0.weight"])
+    assert not torch.equal(seen[10], family.net[0].weight)
 
 
 def test_two_processes_may_not_write_to_one_folder(tmp_path):

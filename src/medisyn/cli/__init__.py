@@ -160,7 +160,8 @@ def explain(error: BaseException) -> tuple[str, int]:
         return f"{error.format_message()} (see `{command} --help`)", 2
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return "interrupted; finished work is kept, and the same command goes on with the rest", 130
-    if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left on device" in str(error):
+    is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if is_full or "No space left on device" in str(error):
         return "the disk is full. Free some space or choose an --out on another disk, then repeat the command", 1
     if isinstance(error, MemoryError) or "out of memory" in str(error):
         return "out of memory. Lower the batch size or the image size; `medisyn doctor` shows what is free", 1

@@ -15,7 +15,7 @@ def evaluate(
     against: Annotated[Path, typer.Option(help="Corpus of real images.")],
     split: Annotated[str, typer.Option(help="Its images to compare with: test, validation or train.")] = "test",
     extractor: Annotated[
-        str, typer.Option(help="medical-encoder, inception, inception-legacy, or dinov2:FOLDER.")
+        str, typer.Option(help="medical-encoder, inception, inception:download, inception-legacy, or dinov2:FOLDER.")
     ] = "medical-encoder",
     weights: Annotated[
         Path | None, typer.Option(help="The extractor's weight file or folder.", show_default="the shipped one")

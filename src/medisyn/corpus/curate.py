@@ -35,7 +35,7 @@ from medisyn.corpus.shards import (
 )
 from medisyn.corpus.source import Source
 from medisyn.corpus.splits import Member, Shares
-from medisyn.errors import CorpusError
+from medisyn.errors import CorpusError, MedisynError
 from medisyn.parallel import map_shards
 
 SHARD_BYTES = 256 * 1024**2
@@ -102,9 +102,11 @@ def curate(
     shares    train:validation:test by keyed hash of the patient; `test_per_specialty` reserves samples for test
 
     Bad files go to `quarantine.jsonl`. Raises CorpusError or ConfigError for a description, table or option that is
-    wrong, when nothing is kept, and when the disk is full; BusyError when another process writes to `out`.
+    wrong, for an `out` with other files in it, and when nothing is kept; BusyError when another process writes to
+    `out`; MedisynError when the disk is full.
     """
     started, out = time.monotonic(), Path(out)
+    _refuse_foreign(out)
     listed = [source] if isinstance(source, str | Path | Source) else list(source)
     plan = make_plan(listed, out, root, size, key_file, shares, test_per_specialty, shard_bytes)
     with _explain_full_disk(out), runs.lock(out):
@@ -120,11 +122,28 @@ def curate(
         return _publish(out, plan, engine, shard_bytes, started, progress)
 
 
+def _refuse_foreign(out: Path) -> None:
+    """A folder that holds anything but a corpus is left alone: its README.md and data/*.tar would be replaced."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise CorpusError(f"{out.name} is a file; --out names the folder of the corpus")
+    run = runs.read_run(out)
+    ours = (out / BUILD).exists() or (out / INDEX).exists() if run is None else run.get("command") == "curate"
+    if not ours and any(not path.name.startswith(".") for path in out.iterdir()):
+        raise CorpusError(
+            f"{out.name}/ holds files that are not of a corpus, and some would be replaced. Choose another --out"
+        )
+
+
 def _finished(out: Path, plan: Plan) -> CurateReport | None:
-    """The report of an earlier run with the same plan, when it was finished."""
+    """The report of an earlier run with the same plan, when it was finished and no shard was lost or cut since."""
     before = runs.read_run(out)
     if before is None or before.get("digest") != plan.digest or not (out / INDEX).exists():
         return None
+    for shard, size in before.get("shards", {}).items():
+        if not (out / shard).exists() or (out / shard).stat().st_size != size:
+            return None
     shutil.rmtree(out / BUILD, ignore_errors=True)
     return CurateReport(**before["report"])
 
@@ -172,7 +191,8 @@ def _publish(
         "sources": [source.model_dump(mode="json", exclude={"root"}) for source in plan.sources],
         "shares": asdict(plan.shares),
     }
-    runs.write_run(out, command="curate", digest=plan.digest, report=asdict(report), config=config)
+    sizes = {task.shard: (out / task.shard).stat().st_size for task in tasks}
+    runs.write_run(out, command="curate", digest=plan.digest, report=asdict(report), config=config, shards=sizes)
     write_index(out / INDEX, flat)
     shutil.rmtree(out / BUILD, ignore_errors=True)
     return report
@@ -295,7 +315,7 @@ def _explain_full_disk(out: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         free = shutil.disk_usage(out if out.exists() else out.parent).free
-        raise CorpusError(
+        raise MedisynError(
             f"the disk of {out.name}/ is full ({free / 1e6:.0f} MB free). Free some space, or choose another --out, "
             f"and repeat the command: finished parts are kept, and nothing half-written is left"
         ) from None

@@ -6,6 +6,8 @@ Shapes here: C channels, H, W height and width, N pictures.
 from __future__ import annotations
 
 import functools
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +18,12 @@ import numpy as np
 from medisyn.corpus.captions import join_words
 from medisyn.corpus.source import Arrays, Boxes, Mask, Slices, SliceTable, Source, Take, Tiles, Whole
 from medisyn.corpus.splits import position
-from medisyn.corpus.table import TableRow, fill, read_table
+from medisyn.corpus.table import TableRow, fill, read_table, require
 from medisyn.errors import ReadError, SeriesError
 from medisyn.types import Picture, Volume
 
 AIR_HU = -500.0
+NPZ_ERRORS = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)  # of damaged files and of pickles
 COLOURED = 20  # channels of tissue differ by at least this many grey levels; glass is grey
 
 
@@ -143,8 +146,15 @@ def _names(mask: Mask, values: np.ndarray) -> dict[int, str]:
 def _slice_columns(table: SliceTable | None, file: OpenFile, pictures: list[Picture]) -> list[dict[str, str]]:
     if table is None:
         return [{} for _ in pictures]
-    rows = [row for row in read_table(file.folder / table.path) if row[table.position]]
-    places = np.array([float(row[table.position]) for row in rows])
+    listed = read_table(file.folder / table.path)
+    require([table.position, *table.columns], list(listed[0]), "slice table")
+    rows = [row for row in listed if row[table.position]]
+    try:
+        places = np.array([float(row[table.position]) for row in rows])
+    except ValueError:
+        raise ReadError(f"slice table: column {table.position!r} must hold millimetres, and holds other text") from None
+    if not len(places):
+        raise ReadError(f"slice table: column {table.position!r} is empty in every row")
     found = []
     for picture in pictures:
         away = np.abs(places - picture.provenance["position_mm"])
@@ -229,6 +239,8 @@ def _arrays(take: Arrays, file: OpenFile) -> Iterator[Piece]:
                 raise ReadError(
                     f"array {name!r} has {len(pictures_N)} pictures, {labels_name!r} {len(labels_N)} labels"
                 )
+            if pictures_N.ndim != 3 and (pictures_N.ndim != 4 or pictures_N.shape[-1] not in (1, 3)):
+                raise ReadError(f"array {name!r} is {pictures_N.shape}, expected (N, H, W) or (N, H, W, 3)")
             for number, (pixels, label) in enumerate(zip(pictures_N, labels_N, strict=True)):
                 if int(label) not in take.classes:
                     raise ReadError(
@@ -241,17 +253,23 @@ def _arrays(take: Arrays, file: OpenFile) -> Iterator[Piece]:
 
 def _load_npz(path: Path) -> Any:
     try:
-        return np.load(path, allow_pickle=False)
+        arrays = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise ReadError("the file is missing") from None
-    except (OSError, ValueError, EOFError) as error:
+    except NPZ_ERRORS as error:
         raise ReadError(f"not an .npz file of plain arrays ({type(error).__name__})") from None
+    if isinstance(arrays, np.ndarray):
+        raise ReadError("not an .npz file but a single .npy array; save pictures and labels with numpy.savez")
+    return arrays
 
 
 def _member(arrays: Any, name: str) -> np.ndarray:
     if name not in arrays:
         raise ReadError(f"the .npz has no array {name!r}; it holds {', '.join(arrays)}")
-    array: np.ndarray = arrays[name]
+    try:
+        array: np.ndarray = arrays[name]
+    except NPZ_ERRORS as error:
+        raise ReadError(f"array {name!r} of the .npz is damaged or no plain array ({type(error).__name__})") from None
     return array
 
 

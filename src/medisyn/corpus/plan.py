@@ -17,7 +17,7 @@ from medisyn.corpus.shards import FORMAT, INDEX
 from medisyn.corpus.source import PUBLIC_KEY, Source, load_source
 from medisyn.corpus.splits import Shares, pseudonym
 from medisyn.corpus.table import TableRow, cell, fill, source_rows
-from medisyn.errors import CorpusError, ReadError
+from medisyn.errors import ConfigError, CorpusError, ReadError
 
 FEWEST_FILES, MOST_FILES, PARTS = 8, 256, 64  # per part, and the number of parts aimed at
 BUILD = ".build"  # unfinished work, inside the corpus folder
@@ -56,6 +56,12 @@ def make_plan(
     names = [s.name for s in sources]
     if len(set(names)) < len(names):
         raise CorpusError(f"two source descriptions have the same name: {', '.join(sorted(names))}")
+    sizes = sorted({s.size for s in sources})
+    if len(sizes) > 1:
+        raise ConfigError(
+            f"the descriptions make pictures of {' and '.join(map(str, sizes))} pixels, but a model learns from one "
+            f"size. Give it with --size"
+        )
     secret = None if all(s.public_ids for s in sources) else corpus_key(out, key_file)
     tasks: list[PartTask] = []
     quarantined: list[dict[str, str]] = []
@@ -89,7 +95,8 @@ def source_folder(source: Source, root: Path) -> Path:
 
 def corpus_key(out: Path, key_file: Path | str | None) -> bytes:
     """The secret of a corpus, made on first use with access for its owner alone."""
-    path = out.with_name(f"{out.name}.key") if key_file is None else Path(key_file)
+    folder = out.absolute()  # "." has no name
+    path = folder.with_name(f"{folder.name}.key") if key_file is None else Path(key_file)
     if not path.exists():
         if (out / INDEX).exists():
             raise CorpusError(
@@ -132,7 +139,7 @@ def _jobs(source: Source, folder: Path, key: bytes) -> tuple[list[FileJob], list
 
 def _job(source: Source, folder: Path, key: bytes, name: str, file_key: str, row: TableRow) -> FileJob:
     candidates = [folder / part / name for part in source.folders]
-    path = next((path for path in candidates if path.exists()), None)
+    path = next((path for path in candidates if _is_there(path)), None)
     if path is None or not name:
         raise ReadError("the file that the table names is missing")
     split = source.split
@@ -146,6 +153,13 @@ def _job(source: Source, folder: Path, key: bytes, name: str, file_key: str, row
         given = split.given.values[row[split.given.column]]
     prefix = splits.UNIT_PREFIXES[split.unit]
     return FileJob(file_key, path, row, pseudonym(key, source.name, split.unit, group, prefix=prefix), given)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a cell that is too long for a file name, or a folder that may not be entered
+        return False
 
 
 def _parts(source: Source, folder: Path, jobs: list[FileJob], build: Path, key: bytes) -> Iterator[PartTask]:

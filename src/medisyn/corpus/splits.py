@@ -6,6 +6,7 @@ A unit is what may never be divided: a patient, else a lesion, file or region (t
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ class Shares:
 
     def __post_init__(self) -> None:
         values = (self.train, self.validation, self.test)
-        if min(values) < 0 or self.train <= 0:
+        if not all(0 <= value < math.inf for value in values) or self.train == 0:
             raise ConfigError(f"shares {values} must be 0 or more, with train above 0, for instance 80:10:10")
 
     @classmethod

@@ -8,13 +8,14 @@ import io
 import json
 import math
 import string
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from medisyn.corpus.captions import join_words
 from medisyn.corpus.source import FALSE_CELLS, Boxes, Join, Source, Tiles, Words, compile_pattern
-from medisyn.errors import CorpusError, ReadError, closest
+from medisyn.errors import ConfigError, CorpusError, ReadError, closest
 
 TableRow = dict[str, str]
 
@@ -36,12 +37,20 @@ def read_table(path: Path) -> list[TableRow]:
         raise CorpusError(
             f"table {path.name} does not exist in the source's folder. Give the folder with --root"
         ) from None
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError, EOFError, zlib.error, csv.Error) as error:
         raise CorpusError(f"table {path.name} cannot be read ({type(error).__name__})") from None
     if not records:
         raise CorpusError(f"table {path.name} is empty: it has no row below its header")
+    for number, record in enumerate(records, start=1):
+        if not isinstance(record, dict):
+            raise CorpusError(f"table {path.name} row {number}: expected an object of columns")
+        if None in record:  # csv puts what is too much there
+            raise CorpusError(
+                f"table {path.name} row {number} has more fields than the header has columns. "
+                f'A cell that holds a comma must stand in "double quotes"'
+            )
     columns = {name: None for record in records for name in record}
-    return [{str(name): _text(record.get(name)) for name in columns if name is not None} for record in records]
+    return [{str(name): _text(record.get(name)) for name in columns} for record in records]
 
 
 def _text(value: Any) -> str:
@@ -136,8 +145,14 @@ def matches(row: Mapping[str, str], where: Mapping[str, str | tuple[str, ...]]) 
 
 
 def template_columns(template: str) -> list[str]:
-    """Columns in a path template like "images/{image_id}.jpg"."""
-    return [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    """Columns in a path template like "images/{image_id}.jpg"; ConfigError for one that is broken."""
+    try:
+        parts = [part for part in string.Formatter().parse(template) if part[1] is not None]
+    except ValueError as error:
+        raise ConfigError(f"path template {template!r}: {error}") from None
+    if any(spec or conversion for _, _, spec, conversion in parts):
+        raise ConfigError(f"path template {template!r}: write {{column}} and nothing behind the name")
+    return [str(name) for _, name, _, _ in parts]
 
 
 def fill(template: str, row: Mapping[str, str]) -> str:
@@ -149,7 +164,12 @@ def cell(row: Mapping[str, str], column: str, pattern: str | None) -> str:
     text = row[column]
     if pattern is None or not text:
         return text
-    found = compile_pattern(pattern, column).search(text)
+    compiled = compile_pattern(pattern, column)
+    if not compiled.groups:
+        raise ConfigError(
+            f"column {column!r}: pattern {pattern!r} needs a group in ( ), which is what replaces the cell"
+        )
+    found = compiled.search(text)
     if found is None:
         raise ReadError(f"column {column!r}: the cell does not match the pattern {pattern!r}")
     return found.group(1)

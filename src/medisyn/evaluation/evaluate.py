@@ -200,7 +200,8 @@ def _same_making(a: FeatureSet, b: FeatureSet) -> None:
 def compare(a: EvaluationResult, b: EvaluationResult) -> list[dict[str, Any]]:
     """Two runs side by side, one row per measure; InputError when they differ in what makes numbers comparable.
 
-    That is the number of images on either side, the features' width, the extractor, the preprocessing and the settings.
+    That is the number of images on either side, the features' width, the extractor, the preprocessing, the settings
+    that decide a value, and the real images themselves: with the same ones the two baselines are equal.
     """
     names_a, names_b = [m.name for m in a.measures], [m.name for m in b.measures]
     if names_a != names_b:
@@ -212,8 +213,15 @@ def compare(a: EvaluationResult, b: EvaluationResult) -> list[dict[str, Any]]:
                     f"the runs do not compare: {what} of {ours.name} is {getattr(ours, what)!r} in the first and "
                     f"{getattr(theirs, what)!r} in the second. Evaluate both with the same {what}."
                 )
-    if (a.settings.nearest_k, a.settings.kid_subset_size) != (b.settings.nearest_k, b.settings.kid_subset_size):
-        raise InputError("the runs do not compare: nearest_k or the KID subset size differ. Evaluate both alike.")
+    for what in ("nearest_k", "kid_subset_size", "kid_subsets", "seed"):
+        if getattr(a.settings, what) != getattr(b.settings, what):
+            raise InputError(f"the runs do not compare: their settings differ in {what}. Evaluate both alike.")
+    scale_a, scale_b = ([measure.value for measure in run.baseline] for run in (a, b))
+    if len(scale_a) != len(scale_b) or not np.allclose(scale_a, scale_b, rtol=1e-5, atol=1e-9):
+        raise InputError(
+            "the runs do not compare: real against real gave other numbers, so the real images were not the same. "
+            "Evaluate both against the same corpus and split."
+        )
     return [
         {"name": ours.name, "first": ours.value, "second": theirs.value, "difference": theirs.value - ours.value}
         for ours, theirs in zip(a.measures, b.measures, strict=True)

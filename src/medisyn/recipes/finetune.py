@@ -110,6 +110,7 @@ class StableDiffusionRun:
 
         opened = open_corpus(corpus, self.split)
         family = self._family(out, opened)
+        self._check_size(family, opened, lambda line: None)
         store = self._store(family, corpus, out, opened, processes=1)
         family.to(local_device())
         return train(
@@ -168,7 +169,9 @@ class StableDiffusionRun:
         text = f"the corpus holds pictures of {height}x{width} pixels, the model makes {native.height}x{native.width}"
         if not self.base:
             raise ConfigError(f"{text}. Curate at that size, or set network.image_size={height}.")
-        announce(f"note: {text} by default; this run trains it at the corpus's size")
+        announce(f"note: {text} by default; this run trains, judges and exports it at the corpus's size")
+        rows, columns = height // family.networks.factor, width // family.networks.factor
+        family.networks.unet.register_to_config(sample_size=rows if rows == columns else (rows, columns))
 
     def _judge(self, family: Family, corpus: Any) -> Any:
         from medisyn.recipes.selection import CheckpointJudge

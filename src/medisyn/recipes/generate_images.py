@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medisyn.errors import InputError
+from medisyn.errors import ConfigError, InputError, closest
 from medisyn.families.base import Family
 from medisyn.generation.generate import GenerateReport, Reject, generate
 from medisyn.generation.prompts import (
@@ -120,11 +120,21 @@ def _requests(prompt: str | Sequence[str] | None, table: Path | None, defaults: 
 
 
 def _device(name: str) -> str:
-    if name != "auto":
-        return name
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        hint = closest(name, ("auto", "cpu", "cuda"))
+        raise ConfigError(f"device {name!r} is unknown, allowed: auto, cpu, cuda, cuda:N.{hint}") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device {name!r}: torch sees {torch.cuda.device_count()} GPUs here; `medisyn doctor` shows them. "
+            f"Take --device cpu, or auto"
+        )
+    return name
 
 
 def _fast_dtype(device: str) -> str:

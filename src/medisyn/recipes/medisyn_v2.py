@@ -18,7 +18,7 @@ MEDISYN_V2 = StableDiffusionRun(
     vae="madebyollin/sdxl-vae-fp16-fix",  # section 4.2
     model=StableDiffusionConfig(
         caption_dropout=0.1,  # section 4.2: prompts empty 10 percent of the time
-        gradient_checkpointing=True,  # ours: 1024 pixels on 80 GB; changes memory, not results
+        gradient_checkpointing=True,  # ours: 512 pixels (section 4.1) on 80 GB; changes memory, not results
     ),
     train=TrainSettings(
         epochs=15,  # section 4.2
@@ -107,7 +107,7 @@ _TINY_TRAIN = TrainSettings(
 
 MEDISYN_V2_TINY = dataclasses.replace(
     MEDISYN_V2,
-    summary="the same on a random SDXL of 0.2 million weights, in seconds on two cores: for tests and first tries",
+    summary="the same on a random SDXL of 0.3 million weights, in seconds on two cores: for tests and first tries",
     base="",
     vae="",
     network=_TINY_NETWORK,
@@ -119,6 +119,6 @@ MEDISYN_V2_TINY = dataclasses.replace(
 
 SD_FINETUNE_TINY = dataclasses.replace(
     MEDISYN_V2_TINY,
-    summary="the same on a random Stable Diffusion 1/2 of 0.2 million weights",
+    summary="the same on a random Stable Diffusion 1/2 of 0.3 million weights",
     network=dataclasses.replace(_TINY_NETWORK, xl=False),
 )

@@ -73,7 +73,7 @@ class CheckpointJudge:
         from medisyn.evaluation.kernel import kid
 
         if self._real_ND is None:
-            self._real_ND = self._features([self.corpus.read(row).item for row in self.rows])
+            self._real_ND = self._real()
         generated_ND = self._generated()
         frechet = frechet_distance(generated_ND, self._real_ND)
         kernel = kid(generated_ND, self._real_ND, seed=self.config.seed)
@@ -89,6 +89,12 @@ class CheckpointJudge:
             "extractor": self.extractor.id,
             "preprocessing": self.extractor.preprocessing,
         }
+
+    def _real(self) -> np.ndarray:
+        """Read in batches: 10,000 pictures of 512 pixels are 8 GB."""
+        size = self.config.batch_size
+        batches = (self.rows[start : start + size] for start in range(0, len(self.rows), size))
+        return np.concatenate([self._features([self.corpus.read(row).item for row in rows]) for rows in batches])
 
     def _generated(self) -> np.ndarray:
         from medisyn.types import Request

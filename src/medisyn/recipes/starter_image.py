@@ -58,7 +58,8 @@ class StarterImageRun:
     model: StableDiffusionConfig
     defaults: GenerationDefaults
     num_variants: int = 4
-    rarity: float = 0.5  # a class is drawn with count ** -rarity: 0 as often as it occurs, 1 all equally often
+    type_rarity: float = 0.75  # an image type is drawn with count ** (1 - rarity): 0 as often as it occurs, 1 all alike
+    class_rarity: float = 0.5  # the same for the classes of one image type
     vocabulary: int = 1000
     preview_prompts: tuple[str, ...] = field(default_factory=tuple)
 
@@ -112,7 +113,9 @@ class StarterImageRun:
 
     def _record(self, stage: str) -> dict[str, Any]:
         values = dataclasses.asdict(self)
-        shared = {name: values[name] for name in ("network", "num_variants", "rarity", "vocabulary")}
+        shared = {
+            name: values[name] for name in ("network", "num_variants", "type_rarity", "class_rarity", "vocabulary")
+        }
         own = {"denoiser": {"model": values["model"]}}.get(stage) or {
             stage: {name: value for name, value in values[stage].items() if name != "train"}
         }
@@ -233,9 +236,19 @@ class StarterImageRun:
         )
 
     def _weights(self, opened: Any) -> list[float]:
-        classes = [(row.image_type, row.labels) for row in opened.rows("train")]
-        counts = Counter(classes)
-        return [counts[name] ** -self.rarity for name in classes]
+        """One sampling weight per training row: by image type first, since red cells are most of the corpus."""
+        rows = opened.rows("train")
+        classes = Counter((row.image_type, row.labels) for row in rows)
+        types = Counter(row.image_type for row in rows)
+        inside: Counter[str] = Counter()  # what the class weights of a type sum to
+        for (image_type, _), count in classes.items():
+            inside[image_type] += count ** (1 - self.class_rarity)
+        return [
+            types[row.image_type] ** (1 - self.type_rarity)
+            * classes[row.image_type, row.labels] ** -self.class_rarity
+            / inside[row.image_type]
+            for row in rows
+        ]
 
     def _preview_requests(self, opened: Any) -> list[Any]:
         from medisyn.types import Request

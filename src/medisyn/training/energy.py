@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import threading
 import time
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +18,7 @@ JOULES_PER_KWH = 3.6e6
 WATTS_PER_BUSY_CORE = (
     8.0  # server processors of 2020 to 2025: 200 to 400 W for 32 to 64 cores, memory and losses on top
 )
+SECONDS_BETWEEN_READINGS = 60.0  # a package at 200 W runs through its counter's range in some 20 minutes
 POWERCAP = Path("/sys/class/powercap")
 
 
@@ -28,7 +31,7 @@ class Counter(Protocol):
 
 
 class RaplZone:
-    """One powercap zone. Its counter wraps round at `max_energy_range_uj`, so it must be read every few minutes."""
+    """One powercap zone. Its counter wraps round at `max_energy_range_uj`, so a thread reads it every minute."""
 
     source = "RAPL"
 
@@ -36,16 +39,31 @@ class RaplZone:
         self.file = zone / "energy_uj"
         self.range_uj = int((zone / "max_energy_range_uj").read_text())
         self.last_uj, self.total_uj = self._read(), 0
+        self.turn = threading.Lock()
+        threading.Thread(target=_read_on, args=(weakref.ref(self),), daemon=True).start()
 
     def _read(self) -> int:
         return int(self.file.read_text())
 
     def joules(self) -> float:
-        now = self._read()
-        step = now - self.last_uj
-        self.total_uj += step if step >= 0 else step + self.range_uj
-        self.last_uj = now
-        return self.total_uj / 1e6
+        with self.turn:
+            now = self._read()
+            step = now - self.last_uj
+            self.total_uj += step if step >= 0 else step + self.range_uj
+            self.last_uj = now
+            return self.total_uj / 1e6
+
+
+def _read_on(zone: weakref.ref[RaplZone]) -> None:
+    """Read as long as somebody holds the zone."""
+    while True:
+        time.sleep(SECONDS_BETWEEN_READINGS)
+        held = zone()
+        if held is None:
+            return
+        with contextlib.suppress(OSError):
+            held.joules()
+        del held
 
 
 class NvmlDevice:
@@ -61,6 +79,15 @@ class NvmlDevice:
 
     def joules(self) -> float:
         return (self.nvml.nvmlDeviceGetTotalEnergyConsumption(self.handle) - self.first_mj) / 1e3
+
+
+class UnmeasuredGpu:
+    """A GPU whose counter cannot be read: it adds nothing, and the source says so."""
+
+    source = "GPU not measured (pip install nvidia-ml-py)"
+
+    def joules(self) -> float:
+        return 0.0
 
 
 class BusyCores:
@@ -97,9 +124,15 @@ def find_counters(local_rank: int, cuda_index: int | None, powercap: Path = POWE
     elif local_rank == 0:
         counters += [RaplZone(zone) for zone in zones]
     if cuda_index is not None:
-        with contextlib.suppress(ImportError):  # pynvml is optional; without it the source line does not say NVML
-            counters.append(NvmlDevice(cuda_index))
+        counters.append(_gpu_counter(cuda_index))
     return counters
+
+
+def _gpu_counter(cuda_index: int) -> Counter:
+    try:
+        return NvmlDevice(cuda_index)
+    except Exception:  # pynvml is optional, and its own error class exists only where it does (no driver, no counter)
+        return UnmeasuredGpu()
 
 
 @dataclass

@@ -96,6 +96,8 @@ class Run:
         )
         self._say_hello()
         self._judge(latest)
+        if self.is_main and latest is not None:
+            self.checkpoints.settle()  # a kill may have come between the checkpoint, its judgement and `model/`
         self.last: StepResult | None = None
         self.started = time.monotonic()
 
@@ -148,7 +150,7 @@ class Run:
         if what == "preview" and self.preview is None:
             return False
         every = getattr(self.settings, f"{what}_every")
-        return every > 0 and (done % every == 0 or (what != "log" and done == self.settings.num_steps))
+        return every > 0 and done > 0 and (done % every == 0 or (what != "log" and done == self.settings.num_steps))
 
     def speed(self) -> float:
         """Samples per second since this call started, previews and checkpoints included."""

@@ -130,10 +130,8 @@ def test_captions_drop_at_their_rate_and_anew_at_every_step():
     config = StableDiffusionConfig(caption_dropout=0.1)
     dropped = torch.stack([draw(draws(40, step), (1, 1, 1), 10, config).dropped_B for step in range(50)])
     assert 0.075 < float(dropped.float().mean()) < 0.125  # 0.1 of 2000, standard deviation 0.0067
-    assert bool(dropped.any(dim=0).all()) is False or float(dropped.float().sum(dim=0).max()) < 50
-    assert bool(
-        (dropped.any(dim=0) & ~dropped.all(dim=0)).float().mean() > 0.9
-    )  # the same sample: some steps yes, some no
+    some_steps_only = dropped.any(dim=0) & ~dropped.all(dim=0)  # of the same sample; chance of never: 0.9^50 = 0.5 %
+    assert float(some_steps_only.float().mean()) > 0.9
 
 
 def test_latents_and_timesteps_are_drawn_anew_at_every_step():

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MAX_VALUES = 2**31  # pixels times frames times channels of one file
 GREY = ("MONOCHROME1", "MONOCHROME2")
+INSTALL_JPEG12 = "pip install -c constraints.txt 'medisyn[jpeg12]'"
 JPEG_12_BIT = ("1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
 
 
@@ -145,7 +146,7 @@ def _require_codec(dataset: Dataset) -> None:
     except NotImplementedError:
         raise ReadError(f"transfer syntax {_name_of(syntax)!r} holds no still images that can be decoded") from None
     if not decoder.is_available:
-        raise MissingDependency(f'DICOM in {syntax.name!r} needs one more codec: pip install "medisyn[jpeg12]"')
+        raise MissingDependency(f"DICOM in {syntax.name!r} needs one more codec: {INSTALL_JPEG12}")
 
 
 def _plugin(dataset: Dataset) -> str:
@@ -159,9 +160,7 @@ def _require_twelve_bit_codec(dataset: Dataset) -> None:
     """Pillow opens the 8-bit form of these syntaxes only; tell the user what the 12-bit form needs."""
     syntax = _syntax(dataset)
     if syntax in JPEG_12_BIT and importlib.util.find_spec("libjpeg") is None:
-        raise MissingDependency(
-            f'DICOM in {syntax.name!r} with 12 bits needs one more codec: pip install "medisyn[jpeg12]"'
-        )
+        raise MissingDependency(f"DICOM in {syntax.name!r} with 12 bits needs one more codec: {INSTALL_JPEG12}")
 
 
 def _refuse_short_pixel_data(dataset: Dataset, num_values: int) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import BmpImagePlugin, Image, ImageFile, ImageOps, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
 from medisyn.corpus.readers.archive import Entry
-from medisyn.errors import ReadError
+from medisyn.errors import RangeError, ReadError
 from medisyn.types import UINT8, Item, Picture, ValueRange
 
 MAX_PIXELS = 2**29  # 23,000 x 23,000: a whole slide at 10x; larger ones are cut into patches first
@@ -40,7 +40,7 @@ def read_image(entry: Entry, kind: str) -> Item:
     """A picture file as Picture: (3, H, W) or (1, H, W), uint8, or uint16 / 32-bit grey with a "raw" range.
 
     A TIFF with several pages of the size of its largest becomes a Clip of these pages; smaller pages (pyramid levels,
-    thumbnails, slide labels) are left out and counted as "pages_ignored". Raises ReadError.
+    thumbnails, slide labels) are left out and counted as "pages_ignored". Raises ReadError, RangeError for NaN.
     """
     from medisyn.corpus.readers.tiff import read_tiff
 
@@ -69,7 +69,7 @@ def _reading(kind: str) -> Iterator[None]:
         warnings.simplefilter("ignore")  # Pillow warns on stderr about tags; a damaged picture raises
         try:
             yield
-        except ReadError:
+        except (ReadError, RangeError):
             raise
         except PILLOW_ERRORS as error:
             raise ReadError(f"the {kind.upper()} file is damaged or cut short: {_reason(error)}") from None
@@ -130,4 +130,6 @@ def range_of(arrays: list[np.ndarray]) -> ValueRange:
         return UINT16
     low = min(float(array.min()) for array in arrays)
     high = max(float(array.max()) for array in arrays)
+    if not np.isfinite([low, high]).all():
+        raise RangeError(f"{sum(int((~np.isfinite(array)).sum()) for array in arrays):,} pixels are NaN or infinite")
     return ValueRange(low, max(high, low + 1), "raw")

@@ -7,14 +7,22 @@ before; numbers from two different pairs of these are never put side by side.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from medisyn.errors import ConfigError, InputError, closest
+from medisyn.evaluation.features.download import fetch
 
-NAMES = ("medical-encoder", "inception", "inception-legacy", "dinov2:<folder or hub id>")
+NAMES = (
+    "medical-encoder",
+    "inception",
+    "inception:download",
+    "inception-legacy",
+    "dinov2:<folder or hub id>",
+)
 
 
 class Extractor(Protocol):
@@ -42,6 +50,12 @@ def check_images(images: list[np.ndarray]) -> None:
             )
 
 
+def weights_cache() -> Path:
+    """Where fetched weights are kept: `medisyn/weights` in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "medisyn" / "weights"
+
+
 def load_extractor(name: str, path: Path | None = None) -> Extractor:
     """The extractor of that name. `path`: its weight file or folder, where it is not the shipped or usual one.
 
@@ -53,8 +67,12 @@ def load_extractor(name: str, path: Path | None = None) -> Extractor:
 
         return load_encoder(path)
     if kind in ("inception", "inception-legacy"):
-        from medisyn.evaluation.features.inception import load_inception
+        from medisyn.evaluation.features.inception import SHA256_START, URL, load_inception
 
+        if target == "download" and path is None:
+            path = fetch(URL, weights_cache() / URL.rpartition("/")[2], SHA256_START)
+        elif target:
+            raise ConfigError(f"extractor {name!r} is unknown, allowed: {', '.join(NAMES)}")
         return load_inception(path, resize="clean" if kind == "inception" else "torch-bilinear")
     if kind == "dinov2":
         from medisyn.evaluation.features.dinov2 import load_dinov2

@@ -2,21 +2,26 @@
 
 Shapes here: N images, D features.
 One folder per (extractor, preprocessing): `rows.f32` (float32, D per row, appended) and `index.jsonl` (digest of the
-file, row number, checksum). A row without a line in the index was cut off by a kill and is overwritten.
+file, row number, checksum). A row without a line in the index was cut off by a kill and is overwritten. Several
+processes may use one folder: each takes its turn to write, and looks first at what the others wrote.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from medisyn.errors import InputError
+from medisyn.errors import BusyError, InputError
 from medisyn.evaluation.features import Extractor
 from medisyn.runs import digest, lock, mend_jsonl, read_jsonl, write_json
+
+SECONDS_TO_WAIT = 60.0  # for a turn to write; one batch takes milliseconds
 
 Readable = tuple[str, Callable[[], np.ndarray]]  # sha256 of the file, and what reads it as (H, W, 3) uint8
 
@@ -33,7 +38,6 @@ class FeatureCache:
         self._index = self._read_index()
 
     def _read_index(self) -> dict[str, tuple[int, int]]:
-        mend_jsonl(self.folder / "index.jsonl")
         lines = read_jsonl(self.folder / "index.jsonl")
         return {line["sha256"]: (line["row"], line["crc"]) for line in lines}
 
@@ -60,22 +64,42 @@ class FeatureCache:
         return features
 
     def add(self, sha256s: Sequence[str], features_ND: np.ndarray) -> None:
-        """Append features; the index follows the rows, so a kill between them loses nothing."""
-        first = max((row for row, _ in self._index.values()), default=-1) + 1
+        """Append the features that are not there yet; the index follows the rows, so a kill between loses nothing."""
         path = self.folder / "rows.f32"
-        path.touch()
-        lines = {}
-        with lock(self.folder), path.open("r+b") as stream:
-            stream.seek(first * self.dim * 4)
-            for row, (sha256, feature_D) in enumerate(zip(sha256s, features_ND, strict=True), start=first):
-                content = np.ascontiguousarray(feature_D, dtype="<f4").tobytes()
-                stream.write(content)
-                lines[sha256] = (row, zlib.crc32(content))
-            stream.flush()
+        with _turn_to_write(self.folder):
+            path.touch()
+            mend_jsonl(self.folder / "index.jsonl")
+            self._index = self._read_index()
+            first = max((row for row, _ in self._index.values()), default=-1) + 1
+            computed = dict(zip(sha256s, features_ND, strict=True))
+            new = {sha256: feature_D for sha256, feature_D in computed.items() if sha256 not in self._index}
+            lines = {}
+            with path.open("r+b") as stream:
+                stream.seek(first * self.dim * 4)
+                for row, (sha256, feature_D) in enumerate(new.items(), start=first):
+                    content = np.ascontiguousarray(feature_D, dtype="<f4").tobytes()
+                    stream.write(content)
+                    lines[sha256] = (row, zlib.crc32(content))
             with (self.folder / "index.jsonl").open("ab") as index:
                 for sha256, (row, checksum) in lines.items():
                     index.write((json.dumps({"sha256": sha256, "row": row, "crc": checksum}) + "\n").encode())
         self._index.update(lines)
+
+
+@contextlib.contextmanager
+def _turn_to_write(folder: Path) -> Iterator[None]:
+    """Hold the folder, after waiting for another process's batch. Raises BusyError when it does not end."""
+    deadline = time.monotonic() + SECONDS_TO_WAIT
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(lock(folder))
+                break
+            except BusyError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+        yield
 
 
 def extract(

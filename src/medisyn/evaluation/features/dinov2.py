@@ -5,6 +5,7 @@ Shapes here: B batch, H, W pixels, D features.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def prepare(images: list[np.ndarray]) -> Tensor:
 
 
 def load_dinov2(source: str) -> Dinov2Extractor:
-    """A transformers DINOv2 folder, or a hub id, which is the one case that reaches the network."""
+    """A transformers DINOv2 folder, or a hub id, the one case that may reach the network (not with MEDISYN_OFFLINE)."""
     from safetensors import SafetensorError
     from transformers import Dinov2Model
 
@@ -62,8 +63,11 @@ def load_dinov2(source: str) -> Dinov2Extractor:
             raise ModelError(f"dinov2: {folder.name}/ holds no {name}; weights as a pickle are not read")
     if not folder.is_dir() and source.count("/") != 1:
         raise ModelError(f"dinov2: {folder.name!r} is neither a folder nor a hub id of the form owner/name")
+    offline = os.environ.get("MEDISYN_OFFLINE", "").lower() in ("1", "true", "yes")
     try:
-        loaded: Any = Dinov2Model.from_pretrained(source, use_safetensors=True, output_loading_info=True)
+        loaded: Any = Dinov2Model.from_pretrained(
+            source, use_safetensors=True, output_loading_info=True, local_files_only=folder.is_dir() or offline
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"dinov2: the model cannot be loaded ({str(error).splitlines()[0]})") from None
     network, loading = loaded

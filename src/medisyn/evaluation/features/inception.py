@@ -26,6 +26,7 @@ FILES = (
     "weights-inception-2015-12-05-6726825d.pth (toshas/torch-fidelity, release v0.2.0)",
 )
 SHA256_START = "6726825d"
+URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 SIDE = 299
 
 
@@ -212,7 +213,7 @@ def load_inception(path: Path | None = None, resize: str = "clean") -> Inception
         problem = "no weight file was given" if named is None else f"{named.name} does not exist"
         raise ModelError(
             f"inception: {problem}. Download {' or '.join(FILES)}, sha256 starting {SHA256_START}, "
-            f"and give its path with --weights or in {ENVIRONMENT}."
+            f"and give its path with --weights or in {ENVIRONMENT}; the extractor inception:download fetches it once."
         )
     digest = file_sha256(named)
     return InceptionExtractor(_network_from(named, digest), digest, resize)
