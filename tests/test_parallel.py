@@ -129,7 +129,12 @@ def test_no_worker_outlives_its_parent(tasks, tmp_path, kill):
         "import sys; from work_for_workers import *\n"
         f"for _ in map_shards(write, [({str(out)!r}, n) for n in range(1000)], 'processes:2'): pass"
     )
-    parent = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, env=dict(os.environ))
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stderr=subprocess.DEVNULL,
+        env=dict(os.environ),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore Ctrl-C
+    )
     deadline = time.monotonic() + 30
     while not any(out.iterdir()) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -292,3 +292,10 @@ def test_only_what_is_needed_is_downloaded(file, wanted):
 def test_hub_ids_look_like_owner_and_name():
     assert load.looks_like_hub_id("stabilityai/stable-diffusion-xl-base-1.0")
     assert not any(load.looks_like_hub_id(name) for name in ("starter-image", "a/b/c", "/a", "../b", "a b/c"))
+
+
+def test_a_saved_folder_holds_no_path_of_the_machine_it_was_made_on(tmp_path):
+    first = build.tiny_folder(tmp_path / "first")
+    StableDiffusion.from_folder(first).save(tmp_path / "second", dtype="float16")
+    for file in (tmp_path / "second").rglob("*.json"):
+        assert str(tmp_path) not in file.read_text(), file.name

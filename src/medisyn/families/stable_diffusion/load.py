@@ -306,3 +306,7 @@ def save_networks(networks: Networks, scheduler: Any, folder: Path, dtype: str |
         )
     with quiet():
         pipeline_of(networks, scheduler).save_pretrained(folder, safe_serialization=True)
+    for config in folder.glob("*/config.json"):  # diffusers notes where a part was opened: a path of this machine
+        content = json.loads(config.read_text())
+        if content.pop("_name_or_path", None) is not None:
+            write_json(config, content)
