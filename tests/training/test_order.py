@@ -81,3 +81,10 @@ def test_weights_that_are_refused(weights, text):
 def test_nothing_to_train_on():
     with pytest.raises(InputError, match="0 examples"):
         Order(0, 1, 0)
+
+
+def test_the_steps_that_end_an_epoch_by_hand():
+    # 130 samples in batches of 128: epochs end within steps 2, 3, 4, ...; 10 samples in batches of 4: steps 3, 5, 8, 10
+    assert [done for done in range(1, 6) if Order(130, 128, 0).ends_epoch(done)] == [2, 3, 4, 5]
+    assert [done for done in range(1, 11) if Order(10, 4, 0).ends_epoch(done)] == [3, 5, 8, 10]
+    assert [done for done in range(1, 7) if Order(4, 2, 0).ends_epoch(done)] == [2, 4, 6]

@@ -84,7 +84,8 @@ class StableDiffusionRun:
             estimate = memory.estimate(family, groups, example, settings)
         weights = sum(parameter.numel() for group in groups for parameter in group.parameters)
         announce(f"{len(opened.rows(self.split))} samples in split {self.split!r}, corpus {opened.fingerprint}")
-        announce(f"{settings.num_steps} steps of {settings.batch_size}, a checkpoint every {settings.checkpoint_every}")
+        every = f"every {settings.checkpoint_every} steps" if settings.checkpoint_every else "at the end of every epoch"
+        announce(f"{settings.num_steps} steps of {settings.batch_size}, a checkpoint {every}")
         announce(f"{weights / 1e6:.1f} million weights are trained, in {settings.precision}")
         for line in estimate.lines():
             announce(line)

@@ -64,6 +64,10 @@ class Order:
         variants_B = rng.integers(self.variants, size=self.batch_size)
         return [int(row) for row in samples_B.clip(max=self.num_samples - 1) * self.variants + variants_B]
 
+    def ends_epoch(self, done: int) -> bool:
+        """Whether the last of `done` steps finished a pass over the samples."""
+        return done * self.batch_size // self.num_samples > (done - 1) * self.batch_size // self.num_samples
+
     def epoch(self, step: int) -> float:
         """Passes over the samples that are done after `step` steps."""
         return step * self.batch_size / self.num_samples

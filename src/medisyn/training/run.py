@@ -150,6 +150,8 @@ class Run:
         if what == "preview" and self.preview is None:
             return False
         every = getattr(self.settings, f"{what}_every")
+        if what == "checkpoint" and every == 0:
+            return done > 0 and (self.order.ends_epoch(done) or done == self.settings.num_steps)
         return every > 0 and done > 0 and (done % every == 0 or (what != "log" and done == self.settings.num_steps))
 
     def speed(self) -> float:

@@ -66,12 +66,8 @@ class TrainSettings:
 
     def for_samples(self, num_samples: int) -> TrainSettings:
         """The same with epochs turned into steps, rounded up; the effective batch may span two epochs."""
-        per_epoch = num_samples / self.batch_size
-        return dataclasses.replace(
-            self,
-            num_steps=self.num_steps or math.ceil(self.epochs * per_epoch),
-            checkpoint_every=self.checkpoint_every or math.ceil(per_epoch),
-        )
+        steps = math.ceil(self.epochs * num_samples / self.batch_size)
+        return dataclasses.replace(self, num_steps=self.num_steps or steps)
 
 
 def _require(holds: bool, name: str, value: object, allowed: str) -> None:
