@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig:
-    """Network and loss. The defaults are starter-image's; each was chosen by a trial on two CPU cores."""
+    """Network and loss. The defaults are starter-image's; only those with a reason beside them were tried out."""
 
-    latent_channels: int = 8  # 4 blurs nuclei and lung markings, 16 learn slower in the same time
+    latent_channels: int = 8  # 4 blur nuclei and lung markings; 16 were behind after one short trial
     widths: tuple[int, ...] = (24, 32, 96, 128)  # the wide layers sit where there are few pixels
     layers_per_block: int = 1
     crop: int = 64  # pixels; four 64² crops cost one 128² image and give the optimiser four times the steps
