@@ -88,6 +88,30 @@ def test_the_decoder_is_the_sharpened_one_and_the_encoder_that_of_the_whole_imag
         assert same == key.startswith(("encoder.", "quant_conv.")), key
 
 
+def test_a_run_begins_with_the_networks_it_is_told_to_start_from(tmp_path: Path):
+    corpus = tiny_corpus(tmp_path / "corpus", count=20, size=32)
+    tiny_run().run(corpus, tmp_path / "first", lambda line: None)
+    still = {"learning_rate": 1e-12, "ema_decay": 0.0}
+    again = dataclasses.replace(tiny_run(), start_from=str(tmp_path / "first" / "model"))
+    for stage in ("autoencoder", "whole", "decoder"):
+        part = getattr(again, stage)
+        again = dataclasses.replace(
+            again, **{stage: dataclasses.replace(part, train=dataclasses.replace(part.train, **still))}
+        )
+    again = dataclasses.replace(again, denoiser=dataclasses.replace(again.denoiser, **still))
+    again.run(corpus, tmp_path / "second", lambda line: None)
+    prompt = Request(key="a", prompt="red square on black", seed=1)
+    pictures = []
+    for name in ("first", "second"):
+        model = open_model(str(tmp_path / name / "model"))
+        (picture,) = model.family.decode(model.family.sample([model.resolve(prompt)]))
+        pictures.append(picture.array_CHW.astype(int))
+    assert np.abs(pictures[0] - pictures[1]).max() <= 2  # steps too small to see; the weights are rounded to float16
+    wider = dataclasses.replace(again, network=dataclasses.replace(again.network, unet_widths=(16, 64)))
+    with pytest.raises(ConfigError, match="Start from a model of the same network"):
+        wider.prepare(corpus, tmp_path / "third", lambda line: None, processes=1)
+
+
 def test_one_process_only_and_the_plan_names_the_stages(tmp_path: Path):
     corpus = tiny_corpus(tmp_path / "corpus", count=20, size=32)
     with pytest.raises(ConfigError, match="starter-image trains on one process"):

@@ -27,6 +27,7 @@ from medisyn.training.settings import TrainSettings
 if TYPE_CHECKING:
     from medisyn.families.autoencoder import Autoencoder
     from medisyn.families.stable_diffusion.model import StableDiffusion
+    from medisyn.families.stable_diffusion.networks import Networks
     from medisyn.training.loop import TrainReport
     from medisyn.training.precompute import EncodedStore
 
@@ -40,14 +41,20 @@ class AutoencoderStage:
     train: TrainSettings
     crop: int = 64
     gradient_weight: float = 0.5
+    chroma_weight: float = 1.0  # X-rays and CT came out tinted without it
     kl_weight: float = 1e-4
+    latent_noise: float = 0.0
     adversarial_weight: float = 0.0
     feature_weight: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class StarterImageRun:
-    """Everything that decides the starter model. `num_variants` augmented copies of each image are encoded."""
+    """Everything that decides the starter model. `num_variants` augmented copies of each image are encoded.
+
+    start_from: a model (as `--model` names one) of the same `network` whose weights and vocabulary the run begins
+    with; "" begins with random weights.
+    """
 
     summary: str
     network: NetworkConfig
@@ -61,6 +68,7 @@ class StarterImageRun:
     type_rarity: float = 0.75  # an image type is drawn with count ** (1 - rarity): 0 as often as it occurs, 1 all alike
     class_rarity: float = 0.5  # the same for the classes of one image type
     vocabulary: int = 1000
+    start_from: str = ""
     preview_prompts: tuple[str, ...] = field(default_factory=tuple)
 
     def plan(self, corpus: Path, out: Path, announce: Announce) -> None:
@@ -75,6 +83,7 @@ class StarterImageRun:
         if processes != 1:
             raise ConfigError("starter-image trains on one process; use --processes 1")
         open_corpus(corpus, "train")
+        self._start()
 
     def run(self, corpus: Path, out: Path, announce: Announce) -> TrainReport:
         """All stages, each resumed or skipped when it is done. Returns the denoiser's report."""
@@ -114,7 +123,8 @@ class StarterImageRun:
     def _record(self, stage: str) -> dict[str, Any]:
         values = dataclasses.asdict(self)
         shared = {
-            name: values[name] for name in ("network", "num_variants", "type_rarity", "class_rarity", "vocabulary")
+            name: values[name]
+            for name in ("network", "num_variants", "type_rarity", "class_rarity", "vocabulary", "start_from")
         }
         own = {"denoiser": {"model": values["model"]}}.get(stage) or {
             stage: {name: value for name, value in values[stage].items() if name != "train"}
@@ -136,6 +146,23 @@ class StarterImageRun:
             corpus=opened.fingerprint,
         )
 
+    def _start(self) -> Networks | None:
+        """The networks of `start_from` in float32; raises ConfigError when they are not of this run's shape."""
+        from medisyn.families.stable_diffusion.load import open_networks
+        from medisyn.recipes.models import find_model
+
+        if not self.start_from:
+            return None
+        networks = open_networks(find_model(self.start_from).folder, "float32")
+        have = (networks.unet.config.block_out_channels, networks.vae.config.block_out_channels)
+        want = (self.network.unet_widths, self.network.vae_widths)
+        if [tuple(widths) for widths in have] != list(want):
+            raise ConfigError(
+                f"start_from={self.start_from}: its U-Net and autoencoder have widths {have}, this run's {want}. "
+                "Start from a model of the same network, or from random weights with start_from=."
+            )
+        return networks
+
     def _autoencoder(self, stage: AutoencoderStage, folder: Path | None) -> Autoencoder:
         from diffusers import AutoencoderKL
 
@@ -147,6 +174,9 @@ class StarterImageRun:
         )
         if folder is not None:
             return Autoencoder(config, AutoencoderKL.from_pretrained(folder, local_files_only=True))
+        start = self._start()
+        if start is not None:
+            return Autoencoder(config, start.vae)
         import torch
 
         torch.manual_seed(stage.train.seed)
@@ -213,9 +243,11 @@ class StarterImageRun:
         from medisyn.families.stable_diffusion.networks import build_networks
         from medisyn.families.stable_diffusion.text import train_tokenizer
 
-        captions = [row.caption for row in opened.rows("train")]
-        tokenizer = train_tokenizer(captions, vocab_size=self.vocabulary, window=self.network.text_window)
-        networks = build_networks(self.network, tokenizer, seed=self.denoiser.seed)
+        networks = self._start()
+        if networks is None:
+            captions = [row.caption for row in opened.rows("train")]
+            tokenizer = train_tokenizer(captions, vocab_size=self.vocabulary, window=self.network.text_window)
+            networks = build_networks(self.network, tokenizer, seed=self.denoiser.seed)
         vae = AutoencoderKL.from_pretrained(out / "whole" / "model", local_files_only=True)
         vae.register_to_config(scaling_factor=scale)
         return StableDiffusion(dataclasses.replace(networks, vae=vae), self.model, defaults=self.defaults)
@@ -297,7 +329,7 @@ class _RebuiltPreview:
 
 
 _AUTOENCODER_TRAIN = TrainSettings(
-    num_steps=7000,  # of eight 64² crops: 40 minutes on one core
+    num_steps=14500,  # of eight 64² crops: 70 minutes on one core
     batch_size=8,
     micro_batch_size=8,
     learning_rate=1e-3,  # stable with warm-up, gradient clipping and the cosine
@@ -333,7 +365,7 @@ STARTER_IMAGE = StarterImageRun(
     whole=AutoencoderStage(
         train=dataclasses.replace(
             _AUTOENCODER_TRAIN,
-            num_steps=700,
+            num_steps=1300,
             batch_size=4,
             micro_batch_size=4,
             learning_rate=3e-4,
@@ -344,7 +376,7 @@ STARTER_IMAGE = StarterImageRun(
         crop=128,
     ),
     denoiser=TrainSettings(
-        num_steps=2700,
+        num_steps=5300,
         batch_size=32,
         micro_batch_size=32,
         learning_rate=5e-4,
@@ -362,7 +394,7 @@ STARTER_IMAGE = StarterImageRun(
     decoder=AutoencoderStage(
         train=dataclasses.replace(
             _AUTOENCODER_TRAIN,
-            num_steps=450,
+            num_steps=950,
             batch_size=4,
             micro_batch_size=4,
             learning_rate=2e-4,
@@ -372,6 +404,7 @@ STARTER_IMAGE = StarterImageRun(
             checkpoint_every=150,
         ),
         crop=128,
+        latent_noise=0.2,
         adversarial_weight=0.05,
         feature_weight=0.5,
     ),

@@ -30,6 +30,28 @@ def test_reconstruction_loss_by_hand():
     torch.testing.assert_close(got, torch.tensor([0.25 + 0.5 * (0.5 + 0.5)]))
 
 
+def test_a_tint_costs_more_than_the_same_error_in_grey():
+    # one pixel, three channels, each wrong by 0.3: in grey no colour; (0.3, -0.3, 0.3) has mean 0.1, so 0.2 0.4 0.2
+    grey = torch.full((1, 3, 1, 1), 0.3)
+    tint = torch.tensor([0.3, -0.3, 0.3]).reshape(1, 3, 1, 1)
+    losses = [float(reconstruction_loss(e.expand(1, 3, 2, 2), torch.zeros(1, 3, 2, 2), 0.0, 1.0)) for e in (grey, tint)]
+    assert losses == pytest.approx([0.3, 0.3 + 0.8 / 3], rel=1e-6)
+
+
+def test_latent_noise_reaches_the_decoder_in_the_latents_own_scale():
+    torch.manual_seed(0)
+    family = Autoencoder(TINY)
+    mean = torch.randn(2, 4, 8, 8) * 3
+    assert not family._extra_variance(mean, draws(0, 2)).any()
+    family.config = AutoencoderConfig(**{**vars(TINY), "latent_noise": 0.5})
+    drawn = torch.stack([torch.randn((1, 1, 1), generator=draw) for draw in draws(0, 2)])
+    torch.testing.assert_close(family._extra_variance(mean, draws(0, 2)), (0.5 * mean.std() * drawn) ** 2)
+    rows = family.encode(build.samples(2))
+    noisy = family.loss(rows, draws(0, 2))
+    family.config = TINY
+    assert not torch.equal(noisy, family.loss(rows, draws(0, 2)))
+
+
 def test_kl_to_normal_by_hand():
     # KL(N(2, 1) || N(0, 1)) = 2 nats; KL(N(0, e) || N(0, 1)) = (e - 1 - 1) / 2
     got = kl_to_normal(torch.tensor([[2.0], [0.0]]), torch.tensor([[0.0], [1.0]]))

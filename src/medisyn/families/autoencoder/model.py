@@ -36,7 +36,9 @@ class AutoencoderConfig:
     layers_per_block: int = 1
     crop: int = 64  # pixels; four 64² crops cost one 128² image and give the optimiser four times the steps
     gradient_weight: float = 0.5  # L1 of horizontal and vertical differences: keeps edges
+    chroma_weight: float = 0.0  # L1 of each channel's difference from the mean channel: a grey image stays grey
     kl_weight: float = 1e-4
+    latent_noise: float = 0.0  # in deviations of the latents: the decoder learns to read what a sampler gets wrong
     adversarial_weight: float = 0.0  # above 0: encoder frozen, decoder against the discriminator
     feature_weight: float = 0.0  # L1 between discriminator features of original and reconstruction
     discriminator_width: int = 32
@@ -44,8 +46,9 @@ class AutoencoderConfig:
     def __post_init__(self) -> None:
         if self.crop % self.factor:
             raise ConfigError(f"crop must divide by {self.factor} ({len(self.widths) - 1} halvings), got {self.crop}")
-        if min(self.gradient_weight, self.kl_weight, self.adversarial_weight, self.feature_weight) < 0:
-            raise ConfigError("autoencoder loss weights must be 0 or more")
+        weights = (self.gradient_weight, self.chroma_weight, self.kl_weight, self.adversarial_weight)
+        if min(*weights, self.feature_weight, self.latent_noise) < 0:
+            raise ConfigError("autoencoder loss weights must be 0 or more, latent_noise too")
 
     @property
     def factor(self) -> int:
@@ -95,12 +98,15 @@ def per_sample_mean(values: torch.Tensor) -> torch.Tensor:
     return values.float().flatten(1).mean(dim=1)
 
 
-def reconstruction_loss(rebuilt_BCHW: torch.Tensor, image_BCHW: torch.Tensor, gradient_weight: float) -> torch.Tensor:
-    """L1 plus L1 of the differences between neighbouring pixels, (B,)."""
+def reconstruction_loss(
+    rebuilt_BCHW: torch.Tensor, image_BCHW: torch.Tensor, gradient_weight: float, chroma_weight: float = 0.0
+) -> torch.Tensor:
+    """L1, plus L1 of the differences between neighbouring pixels, plus L1 of the error's colour, (B,)."""
     error = rebuilt_BCHW - image_BCHW
+    colour = per_sample_mean((error - error.mean(dim=1, keepdim=True)).abs())
     across = per_sample_mean((error[..., 1:] - error[..., :-1]).abs())
     down = per_sample_mean((error[..., 1:, :] - error[..., :-1, :]).abs())
-    return per_sample_mean(error.abs()) + gradient_weight * (across + down)
+    return per_sample_mean(error.abs()) + gradient_weight * (across + down) + chroma_weight * colour
 
 
 def kl_to_normal(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
@@ -146,11 +152,18 @@ class Autoencoder:
         image_BCHW, noise_BCHW = self._crops_and_noise(encoded["pixels"], draws)
         posterior = self.vae.encode(image_BCHW).latent_dist
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
-        rebuilt_BCHW = self.vae.decode(mean + (0.5 * logvar).exp() * noise_BCHW).sample.float()
-        loss_B = reconstruction_loss(rebuilt_BCHW, image_BCHW, self.config.gradient_weight)
+        spread = (logvar.exp() + self._extra_variance(mean, draws)).sqrt()
+        rebuilt_BCHW = self.vae.decode(mean + spread * noise_BCHW).sample.float()
+        loss_B = reconstruction_loss(rebuilt_BCHW, image_BCHW, self.config.gradient_weight, self.config.chroma_weight)
         if not self.adversarial:
             return loss_B + self.config.kl_weight * kl_to_normal(mean, logvar)
         return loss_B + self._adversarial_loss(rebuilt_BCHW, image_BCHW)
+
+    def _extra_variance(self, mean_BCHW: torch.Tensor, draws: Sequence[torch.Generator]) -> torch.Tensor:
+        """(B, 1, 1, 1): the square of a normal draw times `latent_noise` deviations of these latents."""
+        scale = self.config.latent_noise * mean_BCHW.detach().std()
+        drawn = torch.stack([torch.randn((1, 1, 1), generator=draw) for draw in draws])
+        return (scale * drawn.to(mean_BCHW.device)).square()
 
     def _crops_and_noise(
         self, pixels_BCHW: torch.Tensor, draws: Sequence[torch.Generator]
