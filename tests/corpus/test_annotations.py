@@ -84,13 +84,14 @@ def test_points_become_boxes_around_their_centres():
 
 
 def test_boxes_of_slices_in_one_cell():
-    got = column_boxes("12:A,143,275,207,338|13:A,125,267,216,343|12:B,1,2,3,4", {"A": "adenocarcinoma", "B": "cyst"})
+    got = column_boxes("12:A,143,275,207,338|13:A,125,267,216,343|12:B,1,2,3,4")
     assert got == {
-        12: [Box("adenocarcinoma", 143, 275, 207, 338), Box("cyst", 1, 2, 3, 4)],
-        13: [Box("adenocarcinoma", 125, 267, 216, 343)],
+        12: [Box("A", 143, 275, 207, 338), Box("B", 1, 2, 3, 4)],
+        13: [Box("A", 125, 267, 216, 343)],
     }
     assert column_boxes("") == {}
-    with pytest.raises(ReadError, match="must read `slice:label,left,top,right,bottom"):
+    assert column_boxes("A,1,2,3,4|B,5,6,7,8") == {None: [Box("A", 1, 2, 3, 4), Box("B", 5, 6, 7, 8)]}
+    with pytest.raises(ReadError, match="must read `label,left,top,right,bottom"):
         column_boxes("12:A,1,2,3")
     with pytest.raises(ReadError, match="slice number: expected a number, got 'x'"):
         column_boxes("x:A,1,2,3,4")

@@ -57,6 +57,35 @@ def test_a_cut_shard_and_a_missing_one_are_named(corpus):
         verify(corpus.path).raise_if_broken()
 
 
+def test_bit_rot_is_one_line_for_its_shard_and_says_how_to_mend_it(corpus):
+    rows = corpus.rows("train")
+    shard = corpus.path / rows[0].shard
+    content = bytearray(shard.read_bytes())
+    for row in rows[:3]:
+        content[row.offset + row.size // 2] ^= 1
+    shard.write_bytes(content)
+    (problem,) = verify(corpus.path).problems
+    assert problem.startswith(f"shard train-00000.tar is damaged in 3 of {len(rows)} samples ({rows[0].key}: its pict")
+    assert "delete it, then repeat the curate command, which makes it again, or copy it again" in problem
+
+
+def test_a_damaged_header_inside_a_shard_is_one_line_too(corpus):
+    rows = corpus.rows("train")
+    shard = corpus.path / rows[0].shard
+    content = bytearray(shard.read_bytes())
+    content[rows[1].offset - 400] ^= 1  # in the tar header of the second picture: what follows is not found
+    shard.write_bytes(content)
+    (problem,) = verify(corpus.path).problems
+    assert f"damaged in {len(rows) - 1} of {len(rows)} samples" in problem
+
+
+def test_an_index_that_curate_did_not_write_is_noticed(corpus):
+    rewrite(corpus, 0, source="another")
+    assert verify(corpus.path).problems == ()  # not in the fingerprint
+    rewrite(corpus, 0, caption="another")
+    assert "index.parquet is not the one that run.json tells of" in problems(corpus)
+
+
 def test_a_patient_in_two_splits_is_an_error(corpus):
     row, other = corpus.rows("train")[0], corpus.rows("test")[0]
     rewrite(corpus, corpus.rows().index(row), patient=other.patient)

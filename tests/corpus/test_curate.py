@@ -253,25 +253,50 @@ def test_an_interrupted_run_keeps_its_parts_and_goes_on(tmp_path, monkeypatch):
     assert tree(tmp_path / "corpus") == tree(tmp_path / "whole" / "corpus")
 
 
-def test_a_full_disk_says_what_to_do_and_the_same_command_finishes(tmp_path, monkeypatch):
-    build_source.files(tmp_path / "files", 12)
+def test_repeating_the_command_mends_a_rotten_shard_once_it_is_deleted(tmp_path):
+    build_source.files(tmp_path / "files", 20)
     source = build_source.source(tmp_path / "files")
-    original = parts.encode_png
-    calls = []
+    curate(source, tmp_path / "corpus")
+    before = tree(tmp_path / "corpus")
+    row = Corpus(tmp_path / "corpus").rows("train")[0]
+    shard = tmp_path / "corpus" / row.shard
+    content = bytearray(shard.read_bytes())
+    content[row.offset + 40] ^= 8
+    shard.write_bytes(content)
+    curate(source, tmp_path / "corpus")  # it does not read every shard again
+    (problem,) = verify(tmp_path / "corpus").problems
+    assert "delete it, then repeat the curate command" in problem
+    shard.unlink()
+    curate(source, tmp_path / "corpus")
+    assert tree(tmp_path / "corpus") == before
 
-    def full_at_the_tenth(image):
-        calls.append(image)
-        if len(calls) == 10:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return original(image)
 
-    monkeypatch.setattr(parts, "encode_png", full_at_the_tenth)
-    with pytest.raises(MedisynError, match=r"the disk of corpus/ is full .* and repeat the command") as full:
-        curate(source, tmp_path / "corpus")
-    assert full.value.exit_code == 1
-    assert not list((tmp_path / "corpus").rglob("*.tmp"))
-    monkeypatch.undo()
-    assert curate(source, tmp_path / "corpus").kept == 12
+def test_an_edited_annotation_makes_the_samples_again(tmp_path):
+    folder = tmp_path / "files"
+    folder.mkdir()
+    Image.fromarray(build_source.picture(1, 60)).save(folder / "0.png")
+    build_source.write_table(folder / "table.csv", [{"file": "0.png", "cells": "0.txt"}])
+    take = {"kind": "boxes", "file": "{cells}", "format": "points", "side": 8, "classes": {"0": "a", "1": "b"}}
+    options = {"fields": {}, "split": {"unit": "file"}, "samples": [{**take, "min_side": 4, "captions": ["{class}"]}]}
+    for text, caption in (("30 30 0\n", "a"), ("30 30 1 \n", "b")):
+        (folder / "0.txt").write_text(text)
+        curate(build_source.source(folder, **options), tmp_path / "corpus")
+        assert [row.caption for row in Corpus(tmp_path / "corpus").rows()] == [caption]
+
+
+def test_a_full_disk_leaves_no_empty_key(tmp_path, monkeypatch):
+    build_source.files(tmp_path / "files", 3)
+    source = build_source.source(tmp_path / "files", public_ids=False)
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(MedisynError, match=r"the disk of corpus/ is full"):
+            curate(source, tmp_path / "corpus")
+    assert not (tmp_path / "corpus.key").exists()
+    assert curate(source, tmp_path / "corpus").kept == 3
 
 
 def test_another_error_of_the_disk_is_not_called_full(tmp_path, monkeypatch):
@@ -376,7 +401,9 @@ def test_shards_hold_the_metadata_and_the_hash_of_the_picture(tmp_path):
     for row in corpus.rows():
         content = (corpus.path / row.shard).read_bytes()
         assert hashlib.sha256(content[row.offset : row.offset + row.size]).hexdigest() == row.sha256
-    metadata = json.loads(content[content.index(b'{"high"') :].split(b"\0")[0])
+    metadata = json.loads(content[content.index(b'{"crop_left"') :].split(b"\0")[0])
+    assert (metadata["original_height"], metadata["original_width"]) == (24, 24)
+    assert (metadata["crop_top"], metadata["crop_left"]) == (0, 0)
     assert metadata["licence"] == "CC BY 4.0"
     assert metadata["unit"] == "uint8"
     assert metadata["spacing"] == ""

@@ -14,7 +14,7 @@ from PIL import Image
 import build_source
 from medisyn.corpus.curate import curate
 from medisyn.corpus.loader import Corpus
-from medisyn.corpus.shards import Entry, Row, sidecar, write_shard
+from medisyn.corpus.shards import LATER_COLUMNS, Entry, Row, sidecar, write_shard
 from medisyn.errors import CorpusError
 
 
@@ -50,7 +50,21 @@ def test_a_sample_carries_its_row(folder):
             "patient": row.patient,
             "source": "shapes",
             "split": row.split,
+            "original_size": (24, 24),
+            "crop_top_left": (0, 0),
         }
+
+
+def test_a_corpus_of_before_the_sizes_were_recorded(folder, tmp_path):
+    import pyarrow.parquet as pq
+
+    shutil.copytree(folder, tmp_path / "corpus")
+    table = pq.read_table(tmp_path / "corpus" / "index.parquet").drop_columns(list(LATER_COLUMNS))
+    pq.write_table(table, tmp_path / "corpus" / "index.parquet")
+    corpus = Corpus(tmp_path / "corpus")
+    row = corpus.rows()[0]
+    assert (row.original_size, row.crop_top_left) == (None, None)
+    assert {"original_size", "crop_top_left"}.isdisjoint(corpus.read(row).metadata)
 
 
 def test_a_changed_picture_is_noticed_when_it_is_read(folder, tmp_path):

@@ -5,9 +5,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import build_dicom
 import build_source
-from medisyn.corpus.pieces import OpenFile, pieces
-from medisyn.errors import CorpusError, ReadError, SeriesError
+from medisyn.corpus.opened import OpenFile
+from medisyn.corpus.pieces import pieces
+from medisyn.errors import ConfigError, CorpusError, InputError, ReadError, SeriesError
+from medisyn.intensity import percentile_clip
 
 
 def taken(folder, take, row, **changes):
@@ -221,3 +224,105 @@ def test_files_that_are_no_npz(tmp_path):
         np.save(stream, np.zeros(3))
     with pytest.raises(ReadError, match=r"a single \.npy array"):
         taken(tmp_path, ARRAYS, {"file": "a.npz"})
+
+
+# ---- boxes from masks and from cells, and aligned channels
+
+
+def test_boxes_around_the_values_of_a_mask(tmp_path):
+    array = build_source.picture(1, 60)
+    Image.fromarray(array).save(tmp_path / "a.png")
+    mask = np.zeros((60, 60), dtype=np.uint8)
+    mask[20:30, 24:44] = 3
+    mask[40:50, 10:20] = 4
+    Image.fromarray(mask).save(tmp_path / "m.png")
+    take = {"kind": "boxes", "format": "mask", "file": "{mask}", "context": 0, "min_side": 4, "captions": ["{class}"]}
+    row = {"file": "a.png", "mask": "m.png"}
+    made = taken(tmp_path, {**take, "classes": {"3": "nerve"}}, row)
+    assert [(piece.suffix, piece.words["class"]) for piece in made] == [("b0000", "nerve")]
+    np.testing.assert_array_equal(made[0].picture.array_CHW[0], array[15:35, 24:44])  # 20 pixels square around it
+    Image.fromarray(mask[:50]).save(tmp_path / "m.png")
+    with pytest.raises(ReadError, match=r"the mask is \(50, 60\), its picture \(60, 60\) pixels"):
+        taken(tmp_path, {**take, "classes": {"3": "nerve"}}, row)
+    with pytest.raises(ConfigError, match="the classes of a mask are its values, whole numbers; got nerve"):
+        taken(tmp_path, {**take, "classes": {"nerve": "nerve"}}, row)
+
+
+CELL = {"kind": "boxes", "format": "cell", "file": "{boxes}", "context": 0, "min_side": 2, "captions": ["{class}"]}
+
+
+def test_boxes_of_a_picture_in_one_cell(tmp_path):
+    array = build_source.picture(2, 40)
+    Image.fromarray(array).save(tmp_path / "a.png")
+    row = {"file": "a.png", "boxes": "A,10,12,20,22|B,1,1,5,5|C,0,0,9,9"}
+    made = taken(tmp_path, {**CELL, "classes": {"A": "polyp", "B": "ulcer"}}, row)
+    assert {piece.words["class"] for piece in made} == {"polyp", "ulcer"}
+    polyp = next(piece for piece in made if piece.words["class"] == "polyp")
+    np.testing.assert_array_equal(polyp.picture.array_CHW[0], array[12:22, 10:20])
+    assert taken(tmp_path, {**CELL, "classes": {"A": "polyp"}}, {**row, "boxes": ""}) == []
+
+
+def test_boxes_of_the_slices_of_a_volume_in_one_cell(tmp_path):
+    save_volume(tmp_path / "a.nii.gz", ct())
+    row = {"file": "a.nii.gz", "boxes": "7:A,2,2,8,8|12:A,4,4,8,8"}
+    take = {**CELL, "classes": {"A": "tumour"}}
+    made = taken(tmp_path, take, row, split={"unit": "region", "regions": 5})
+    assert [(piece.suffix, piece.region) for piece in made] == [("s0007-b0000", 1), ("s0012-b0000", 3)]
+    assert made[1].picture.array_CHW.max() == 52  # 40 HU and 1 for each slice
+    with pytest.raises(ReadError, match="a box cell names slice 20; the file has the slices 0 to 19"):
+        taken(tmp_path, take, {**row, "boxes": "20:A,2,2,8,8"})
+    with pytest.raises(ReadError, match="a box cell names slice none"):
+        taken(tmp_path, take, {**row, "boxes": "1:A,2,2,8,8|A,2,2,8,8"})
+
+
+def test_boxes_of_the_slices_of_a_chosen_series(tmp_path):
+    build_dicom.series(tmp_path / "study", [[0, 0, 5 * n] for n in range(3)], SeriesNumber=1)
+    build_dicom.save(build_dicom.image(build_dicom.slice_pixels(9), SeriesInstanceUID="9", SeriesNumber=9),
+                     tmp_path / "study" / "scout.dcm")  # fmt: skip
+    take = {**CELL, "classes": {"A": "tumour"}, "min_side": 1}
+    row = {"file": "study", "boxes": "2:A,2,1,4,3"}
+    (piece,) = taken(tmp_path, {**take, "series": {"min_slices": 2}}, row)
+    assert piece.picture.array_CHW[0].tolist() == [[20, 20], [20, 20]]  # the tissue of the third slice
+    with pytest.raises(SeriesError, match=r"2 series meet the conditions of `series` .*, and one is needed here"):
+        taken(tmp_path, {**take, "series": {}}, row)
+    with pytest.raises(SeriesError, match=r"2 series lie here .*description `series: \{number: 1\}`"):
+        taken(tmp_path, take, row)
+
+
+def test_three_aligned_pictures_become_one_in_colour(tmp_path):
+    for number, name in enumerate("abc"):
+        Image.fromarray(build_source.picture(number)).save(tmp_path / f"{name}.png")
+    take = {"kind": "whole", "captions": ["x"], "channels": ["{adc}", "{dwi}"]}
+    row = {"file": "a.png", "adc": "b.png", "dwi": "c.png"}
+    (piece,) = taken(tmp_path, take, row)
+    expected = np.stack([build_source.picture(number) for number in range(3)])
+    np.testing.assert_array_equal(piece.picture.array_CHW, expected)
+    Image.fromarray(build_source.picture(2, 30)).save(tmp_path / "c.png")
+    with pytest.raises(InputError, match="RGB needs three grey pictures of one shape"):
+        taken(tmp_path, take, row)
+    with pytest.raises(ConfigError, match="channels make one colour picture, so they go with intensity"):
+        taken(tmp_path, {**take, "windows": {"lung": "lung"}}, row)
+
+
+def test_three_aligned_volumes_become_slices_in_colour(tmp_path):
+    rng = np.random.default_rng(0)
+    volumes = {name: rng.integers(0, 900, (16, 16, 4)).astype(np.int16) for name in "abc"}
+    for name, array in volumes.items():
+        save_volume(tmp_path / f"{name}.nii.gz", array)
+    take = {"kind": "slices", "modality": "MR", "intensity": "percentile", "captions": ["x"]}
+    take["channels"] = ["{adc}", "{dwi}"]
+    row = {"file": "a.nii.gz", "adc": "b.nii.gz", "dwi": "c.nii.gz"}
+    made = taken(tmp_path, take, row)
+    assert [piece.picture.array_CHW.shape for piece in made] == [(3, 16, 16)] * 4
+    grey = [taken(tmp_path, {**take, "channels": None}, {**row, "file": f"{name}.nii.gz"})[2] for name in "abc"]
+    expected = np.stack([percentile_clip(one.picture.array_CHW[0]) for one in grey])
+    np.testing.assert_array_equal(made[2].picture.array_CHW, expected)
+    save_volume(tmp_path / "c.nii.gz", volumes["c"], spacing=(1.0, 1.0, 3.0))
+    with pytest.raises(ReadError, match=r"channels are not aligned: \(4, 16, 16\) and .* voxels, at different places"):
+        taken(tmp_path, take, row)
+    save_volume(tmp_path / "c.nii.gz", volumes["c"][:, :, :3])
+    with pytest.raises(ReadError, match=r"channels are not aligned: \(4, 16, 16\) and \(3, 16, 16\) voxels\. Resample"):
+        taken(tmp_path, take, row)
+    Image.fromarray(build_source.picture(1)).save(tmp_path / "p.png")
+    with pytest.raises(SeriesError, match="expected a volume, the file of a channel holds a Picture"):
+        taken(tmp_path, take, {**row, "dwi": "p.png"})

@@ -133,6 +133,30 @@ def test_spacing_follows_the_scale():
     assert apply(preset("short-side-crop", size=50), Picture(noise(9, 9))).spacing_mm is None
 
 
+@pytest.mark.parametrize(
+    ("geometry", "height", "width", "size", "place"),
+    [
+        ("short-side-crop", 60, 90, 16, (0, 4)),  # 16 x 24, the middle 16
+        ("short-side-crop", 90, 60, 16, (4, 0)),
+        ("short-side-crop", 20, 20, 16, (0, 0)),
+        ("long-side-pad-crop", 90, 180, 16, (0, 1)),  # 9 x 18: rows are padded, one column is lost on each side
+        ("nonzero-long-side-pad", 40, 40, 16, (0, 0)),
+    ],
+)
+def test_the_original_size_and_the_place_of_the_crop(geometry, height, width, size, place):
+    made = apply(Preprocess(geometry=geometry, size=size), Picture(noise(height, width) | 1))
+    assert made.provenance["original_size"] == (height, width)
+    assert made.provenance["crop_top_left"] == place
+
+
+def test_the_frame_that_was_cut_off_counts_as_cropped():
+    framed = np.zeros((1, 40, 40), np.uint8)
+    framed[0, 10:30, 6:36] = 9  # 20 x 30; at 15 pixels half of it: 10 x 15, with 2 rows of padding above
+    made = apply(Preprocess(geometry="nonzero-long-side-pad", size=15), Picture(framed))
+    assert made.provenance["original_size"] == (40, 40)
+    assert made.provenance["crop_top_left"] == (5 - 3, 3)  # (10 - 15) // 2 = -3 rows of padding
+
+
 def test_provenance_is_kept():
     picture = Picture(noise(9, 9), provenance={"slice": 3})
     assert apply(preset("short-side-crop", size=4), picture).provenance["slice"] == 3

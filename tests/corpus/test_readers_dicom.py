@@ -371,18 +371,31 @@ def test_attributes_are_an_allow_list(tmp_path):
         "Rows": 2.0,
         "Columns": 3.0,
         "SliceThickness": 5.0,
+        "PatientAge": "90+",
         "AgeDecade": "90+",
         "Contrast": True,
     }  # fmt: skip - and no Manufacturer: it holds the patient's first name
 
 
 @pytest.mark.parametrize(
-    ("age", "decade"),
-    [("058Y", "50-59"), ("089Y", "80-89"), ("090Y", "90+"), ("104Y", "90+"), ("011M", "0-9"), ("130M", "10-19"),
-     ("003W", "0-9"), ("020D", "0-9"), ("", None), ("58", None), ("old", None)],
+    ("age", "years", "decade"),
+    [("058Y", "58", "50-59"), ("089Y", "89", "80-89"), ("090Y", "90+", "90+"), ("104Y", "90+", "90+"),
+     ("011M", "0", "0-9"), ("130M", "10", "10-19"), ("003W", "0", "0-9"), ("020D", "0", "0-9"),
+     ("", None, None), ("58", None, None), ("old", None, None)],
 )  # fmt: skip
-def test_ages_are_pooled(age, decade):
-    assert dicom.age_decade(age) == decade
+def test_ages_are_in_years_and_pooled_above_89(age, years, decade):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom warns of an age that is none
+        found = dicom.attributes_of(image(STORED, PatientAge=age))
+    assert (found.get("PatientAge"), found.get("AgeDecade")) == (years, decade)
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR CS")
+def test_no_text_that_names_somebody_or_the_institution_passes():
+    tags = {"AccessionNumber": "AC-4711", "InstitutionName": "St Elsewhere", "ReferringPhysicianName": "Kildare^James"}
+    for text in ("AC-4711", "kildare", "St Elsewhere 3", build_dicom.PATIENT, build_dicom.BIRTH, "20200102", "a" * 33):
+        assert "BodyPartExamined" not in dicom.attributes_of(image(STORED, BodyPartExamined=text, **tags)), text
+    assert dicom.attributes_of(image(STORED, BodyPartExamined="CHEST", **tags))["BodyPartExamined"] == "CHEST"
 
 
 def test_the_raw_patient_id_is_only_for_hashing(tmp_path):

@@ -80,6 +80,22 @@ def test_the_index_round_trips(tmp_path):
     assert shards.read_index(tmp_path) == rows
 
 
+def test_an_index_without_the_later_columns_still_opens(tmp_path):
+    import pyarrow.parquet as pq
+
+    known = row(original_height=480, original_width=640, crop_top=0, crop_left=21)
+    assert (known.original_size, known.crop_top_left) == ((480, 640), (0, 21))
+    shards.write_index(tmp_path / shards.INDEX, [known])
+    assert shards.read_index(tmp_path) == [known]
+    table = pq.read_table(tmp_path / shards.INDEX).drop_columns(list(shards.LATER_COLUMNS))
+    pq.write_table(table, tmp_path / shards.INDEX)
+    (old,) = shards.read_index(tmp_path)
+    assert old == row()
+    assert (old.original_size, old.crop_top_left) == (None, None)
+    assert set(shards.LATER_COLUMNS).isdisjoint(shards.sidecar(old))
+    assert shards.sidecar(known)["crop_left"] == 21
+
+
 def test_missing_and_broken_indexes_are_named(tmp_path):
     with pytest.raises(CorpusError, match="not a corpus"):
         shards.read_index(tmp_path)

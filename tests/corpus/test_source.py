@@ -4,7 +4,8 @@ import pytest
 from PIL import Image
 
 import build_source
-from medisyn.corpus.source import Boxes, load_source, parse_source, schema, shipped
+from medisyn.corpus.source import load_source, parse_source, schema, shipped
+from medisyn.corpus.takes import Boxes
 from medisyn.errors import ConfigError, CorpusError
 
 

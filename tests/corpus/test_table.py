@@ -7,7 +7,7 @@ import pytest
 
 import build_source
 from medisyn.corpus import table
-from medisyn.corpus.source import Words
+from medisyn.corpus.takes import Words
 from medisyn.errors import ConfigError, CorpusError, ReadError
 
 

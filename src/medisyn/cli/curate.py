@@ -47,19 +47,21 @@ def curate(
         bar = bars.setdefault(stage, tqdm(desc=stage, total=total, unit=stage[:-1], disable=None))
         bar.update(done - bar.n)
 
-    report = run(
-        list(sources),
-        out,
-        root=root,
-        size=size,
-        engine=engine,
-        key_file=key_file,
-        shares=Shares.parse(shares),
-        test_per_specialty=test_per_specialty,
-        progress=progress,
-    )
-    for bar in bars.values():
-        bar.close()
+    try:
+        report = run(
+            list(sources),
+            out,
+            root=root,
+            size=size,
+            engine=engine,
+            key_file=key_file,
+            shares=Shares.parse(shares),
+            test_per_specialty=test_per_specialty,
+            progress=progress,
+        )
+    finally:  # an error stands on a line of its own, below the bars
+        for bar in bars.values():
+            bar.close()
     if json:
         import json as json_format
 

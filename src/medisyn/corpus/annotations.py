@@ -79,16 +79,20 @@ def point_boxes(text: str, side: int, names: Mapping[str, str] | None = None) ->
     return boxes
 
 
-def column_boxes(text: str, names: Mapping[str, str] | None = None) -> dict[int, list[Box]]:
-    """Boxes per slice from one table cell, `slice:label,left,top,right,bottom|...`; an empty cell has none."""
-    boxes: dict[int, list[Box]] = {}
+def column_boxes(text: str) -> dict[int | None, list[Box]]:
+    """Boxes per slice from one table cell, `slice:label,left,top,right,bottom|...`; an empty cell has none.
+
+    A part without `slice:` belongs to the only picture of the file, and has the key None.
+    """
+    boxes: dict[int | None, list[Box]] = {}
     for part in filter(None, text.strip().split("|")):
-        slice_text, _, rest = part.partition(":")
+        before, colon, rest = part.rpartition(":")
         fields = rest.split(",")
         if len(fields) != 5:
-            raise ReadError(f"a box cell must read `slice:label,left,top,right,bottom|...`, got {part!r}")
+            raise ReadError("a box cell must read `label,left,top,right,bottom|...`, `slice:` before it for a series")
+        number = _integer(before, "slice number") if colon else None
         corners = [_integer(value, "box corner") for value in fields[1:]]
-        boxes.setdefault(_integer(slice_text, "slice number"), []).append(Box(_word(fields[0], names), *corners))
+        boxes.setdefault(number, []).append(Box(fields[0], *corners))
     return boxes
 
 

@@ -62,7 +62,7 @@ def _parse(text: str, start: int, whole: str) -> tuple[Template, int]:
             flush()
             end = text.find("}", position)
             name = text[position + 1 : end].strip()
-            if end < 0 or not name.replace("_", "a").isalnum():
+            if end < 0 or not name.replace("_", "a").replace(".", "a").isalnum():
                 raise ConfigError(f"caption template {whole!r}: '{{' must be followed by a field name and '}}'")
             parts.append((name,))
             position = end

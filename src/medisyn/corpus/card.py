@@ -163,7 +163,8 @@ def _use_section() -> str:
     return (
         "## Use\n\n"
         "Each shard in `data/` holds `key.png`, `key.txt` (caption) and `key.json` (labels joined by `|`, spacing as\n"
-        "row and column millimetres); `index.parquet` has a row per sample. Patients are pseudonyms by keyed hash.\n"
+        "row and column millimetres, the size before resizing and where the crop begins in the resized picture, both\n"
+        "in pixels); `index.parquet` has a row per sample. Patients are pseudonyms by keyed hash.\n"
         "The key is not in this folder; for sources whose ids are public it is a fixed one, so that their pseudonyms\n"
         "can be recomputed by anybody.\n\n"
         "```python\nfrom datasets import load_dataset\n"

@@ -11,12 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medisyn import runs
 from medisyn.corpus.loader import Corpus
-from medisyn.corpus.shards import Row
+from medisyn.corpus.shards import INDEX, Row
 from medisyn.corpus.splits import SPLITS, leaks
 from medisyn.errors import CorpusError
 
 MOST = 20  # problems of one corpus that are listed; the rest is counted
+# A repeated curate looks at the size of each shard only: hashing a large corpus each time would cost hours.
+MEND = "repeat the curate command, which makes it again, or copy it again"
+MEND_DAMAGED = f"delete it, then {MEND}"
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,9 @@ def verify(folder: Path | str) -> VerifyReport:
     for row in rows:
         by_shard.setdefault(row.shard, []).append(row)
     problems = [*_index_problems(rows), *_stray_shards(corpus.path, set(by_shard))]
+    report = (runs.read_run(corpus.path) or {}).get("report", {})
+    if report.get("fingerprint", corpus.fingerprint) != corpus.fingerprint:
+        problems.append(f"{INDEX} is not the one that run.json tells of: {MEND_DAMAGED}")
     for shard, members in sorted(by_shard.items()):
         problems += _shard_problems(corpus.path / shard, members)
     return VerifyReport(len(by_shard), len(rows), tuple(problems))
@@ -70,40 +77,50 @@ def _stray_shards(folder: Path, known: set[str]) -> Iterator[str]:
 
 
 def _shard_problems(path: Path, rows: Sequence[Row]) -> Iterator[str]:
+    """What is wrong with one shard; damage is one line per shard, however many samples it took."""
     try:
         with tarfile.open(path, "r:") as shard:
             members = {info.name: info for info in shard.getmembers()}
-            seen = {name.rpartition(".")[0] for name in members}
+            damaged = []
             for row in rows:
-                yield from _sample_problems(shard, members, row)
+                problem, is_damage = _sample_problem(shard, members, row)
+                if is_damage:
+                    damaged.append(problem)
+                elif problem:
+                    yield problem
     except FileNotFoundError:
-        yield f"shard {path.name} is missing"
+        yield f"shard {path.name} is missing: {MEND}"
+        return
     except (tarfile.TarError, OSError, EOFError) as error:
-        yield f"shard {path.name} is not readable ({type(error).__name__}): copy it again, or repeat the curate command"
-    else:
-        for key in sorted(seen - {row.key for row in rows}):
-            yield f"{key} is in shard {path.name} and not in the index"
+        yield f"shard {path.name} is not readable ({type(error).__name__}): {MEND_DAMAGED}"
+        return
+    if damaged:
+        count = f"{len(damaged):,} of {len(rows):,} samples"
+        yield f"shard {path.name} is damaged in {count} ({damaged[0]}): {MEND_DAMAGED}"
+    for key in sorted({name.rpartition(".")[0] for name in members} - {row.key for row in rows}):
+        yield f"{key} is in shard {path.name} and not in the index"
 
 
-def _sample_problems(shard: tarfile.TarFile, members: dict[str, tarfile.TarInfo], row: Row) -> Iterator[str]:
+def _sample_problem(shard: tarfile.TarFile, members: dict[str, tarfile.TarInfo], row: Row) -> tuple[str, bool]:
+    """The first thing that is wrong with a sample, or "", and whether the bytes of the shard are to blame."""
     found = [members.get(f"{row.key}.{kind}") for kind in ("png", "txt", "json")]
     if None in found:
-        yield f"{row.key}: its png, txt or json is not in its shard"
-        return
+        return f"{row.key}: its png, txt or json is not in its shard", True
     png, text, metadata = (shard.extractfile(info).read() for info in found if info is not None)  # type: ignore[union-attr]
     info = members[f"{row.key}.png"]
     if (info.offset_data, info.size) != (row.offset, row.size):
-        yield f"{row.key}: the index points to byte {row.offset}, its picture begins at {info.offset_data}"
+        return f"{row.key}: the index points to byte {row.offset}, its picture begins at {info.offset_data}", False
     if hashlib.sha256(png).hexdigest() != row.sha256:
-        yield f"{row.key}: its picture was changed (sha256 differs)"
+        return f"{row.key}: its picture was changed (sha256 differs)", True
     if text.decode("utf-8", errors="replace") != row.caption:
-        yield f"{row.key}: its caption differs from the index"
+        return f"{row.key}: its caption differs from the index", True
     try:
         content = json.loads(metadata)
     except ValueError:
         content = {}
-    if content.get("key") != row.key or content.get("split") != row.split:
-        yield f"{row.key}: its metadata differs from the index"
+    if not isinstance(content, dict) or content.get("key") != row.key or content.get("split") != row.split:
+        return f"{row.key}: its metadata differs from the index", True
+    return "", False
 
 
 def summary(folder: Path | str, captions: int = 10) -> dict[str, Any]:

@@ -103,12 +103,13 @@ def curate(
 
     Bad files go to `quarantine.jsonl`. Raises CorpusError or ConfigError for a description, table or option that is
     wrong, for an `out` with other files in it, and when nothing is kept; BusyError when another process writes to
-    `out`; MedisynError when the disk is full.
+    `out`; MedisynError when the disk is full. The same call then finishes the work.
     """
     started, out = time.monotonic(), Path(out)
     _refuse_foreign(out)
     listed = [source] if isinstance(source, str | Path | Source) else list(source)
-    plan = make_plan(listed, out, root, size, key_file, shares, test_per_specialty, shard_bytes)
+    with _explain_full_disk(out):
+        plan = make_plan(listed, out, root, size, key_file, shares, test_per_specialty, shard_bytes)
     with _explain_full_disk(out), runs.lock(out):
         done = _finished(out, plan)
         if done is not None:
@@ -278,6 +279,10 @@ def _row(record: dict[str, Any], shard: str, split: str) -> Row:
         high=255.0,
         unit="uint8",
         spacing=None if spacing is None else (spacing[0], spacing[1]),
+        original_height=record["original_size"][0],
+        original_width=record["original_size"][1],
+        crop_top=record["crop_top_left"][0],
+        crop_left=record["crop_top_left"][1],
     )
 
 
@@ -312,6 +317,12 @@ def _explain_full_disk(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise MedisynError(
+                f"{out.name}/ takes no file of the size that is needed: the system limits it (`ulimit -f`, or a disk "
+                f"with an old file system). Raise the limit, or choose another --out, and repeat the command: finished "
+                f"parts are kept, and nothing half-written is left"
+            ) from None
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         free = shutil.disk_usage(out if out.exists() else out.parent).free

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,14 +44,18 @@ class Corpus:
         return content
 
     def read(self, row: Row) -> Sample:
-        """One sample: a uint8 Picture (C, H, W), its caption and metadata."""
+        """One sample: a uint8 Picture (C, H, W), its caption and metadata.
+
+        The metadata holds "original_size" (height, width) and "crop_top_left" (row, column) where the corpus records
+        them: what SDXL is told about a picture.
+        """
         from PIL import Image
 
         with Image.open(io.BytesIO(self.read_png(row))) as image:
             pixels = np.asarray(image)
         array_CHW = pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
         picture = Picture(array_CHW, ValueRange(row.low, row.high, row.unit), row.spacing, {"key": row.key})
-        metadata = {
+        metadata: dict[str, Any] = {
             "specialty": row.specialty,
             "image_type": row.image_type,
             "labels": row.labels,
@@ -58,6 +63,9 @@ class Corpus:
             "source": row.source,
             "split": row.split,
         }
+        for name in ("original_size", "crop_top_left"):
+            if (place := getattr(row, name)) is not None:
+                metadata[name] = place
         return Sample(row.key, picture, row.caption, metadata)
 
     @functools.cached_property

@@ -11,7 +11,7 @@ import io
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,27 +19,33 @@ import numpy as np
 from PIL import Image
 
 from medisyn import runs
-from medisyn.corpus import captions, duplicates, preprocess
-from medisyn.corpus.pieces import OpenFile, Piece, pieces
-from medisyn.corpus.source import Boxes, Source, Take
+from medisyn.corpus import captions, duplicates, headers, preprocess
+from medisyn.corpus.opened import OpenFile, Piece, Unusable
+from medisyn.corpus.pieces import pieces
+from medisyn.corpus.source import Source
 from medisyn.corpus.splits import UNIT_PREFIXES, pseudonym
 from medisyn.corpus.table import TableRow, matches, words_of
+from medisyn.corpus.takes import Boxes, SeriesSlices, Take
 from medisyn.errors import InputError, MissingDependency, ReadError
 from medisyn.types import Picture
 
 # zlib level 1 with run-length strategy: on our data 2 to 5 times as fast as Pillow's default and no larger
 # (a 512 x 512 blood smear: 34 ms and 318 kB against 169 ms and 320 kB); PNG stays lossless.
 PNG_OPTIONS = {"compress_level": 1, "compress_type": 3}
+RECORDS = 2  # raised when a part's records gain or change a field: parts of an older version are made again
 
 
 @dataclass(frozen=True)
 class FileJob:
-    """One file of a source. `key` is pseudonymous; `group` is its patient, lesion or slide (pseudonymous)."""
+    """One file of a source. `key` is pseudonymous; `group` is its patient, lesion or slide (pseudonymous).
+
+    `group` is None where the header of the file says who the patient is.
+    """
 
     key: str
     path: Path
     row: TableRow
-    group: str
+    group: str | None
     given: str | None
 
 
@@ -64,6 +70,7 @@ class Prepared:
     texts: list[captions.Template]
     labels: list[captions.Template]
     renderings: list[tuple[str, preprocess.Preprocess]]  # window name (or "") and preset
+    reads_header: bool
 
 
 def write_part(task: PartTask) -> int:
@@ -100,19 +107,13 @@ def prepare(source: Source, number: int) -> Prepared:
     geometry = take.geometry or source.geometry
     steps: dict[str, preprocess.Intensity] = {word: _window(window) for word, window in take.windows.items()}
     if not steps:
-        steps = {"": _INTENSITIES[take.intensity]}
+        steps = {"": None if getattr(take, "channels", None) else preprocess.INTENSITIES[take.intensity]}
     renderings = [
         (word, preprocess.Preprocess(geometry=geometry, size=source.size, intensity=step, rgb=False))
         for word, step in steps.items()
     ]
-    return Prepared(number, take, take.templates(), [captions.parse(text) for text in take.labels], renderings)
-
-
-_INTENSITIES: dict[str, preprocess.Intensity] = {
-    "as-is": None,
-    "percentile": preprocess.Percentile(),
-    "full-range": preprocess.FullRange(),
-}
+    labels = [captions.parse(text) for text in take.labels]
+    return Prepared(number, take, take.templates(), labels, renderings, source.reads_header(take))
 
 
 def _window(window: tuple[float, float] | str) -> preprocess.Intensity:
@@ -126,18 +127,44 @@ def _file_records(
 ) -> Iterator[dict[str, Any]]:
     """The samples of one file; a single piece that cannot be used is quarantined on its own."""
     file = OpenFile(task.source, task.folder, job.path, job.row, job.key)
+    if job.group is None:
+        job = replace(job, group=group_of(task.source, task.key, file.patient()))
     for ready in prepared:
-        if not matches(job.row, ready.take.where):
+        cells = _cells(ready, file)
+        if cells is None:
             continue
         for piece in pieces(ready.take, file):
+            if isinstance(piece, Unusable):
+                key = sample_key(task.source, job.key, ready.number, piece.suffix, "")
+                quarantined.append({"key": key, "source": task.source.name, "reason": piece.reason})
+                continue
             for window, preset in ready.renderings:
                 key = sample_key(task.source, job.key, ready.number, piece.suffix, window)
                 try:
-                    yield _record(task, job, ready, piece, window, preset, key, stream)
+                    yield _record(task, job, ready, piece, {**cells, **piece.columns}, window, preset, key, stream)
                 except (InputError, MissingDependency) as error:
                     if not piece.suffix:
                         raise  # the file is the piece
                     quarantined.append({"key": key, "source": task.source.name, "reason": str(error)})
+
+
+def _cells(ready: Prepared, file: OpenFile) -> dict[str, str] | None:
+    """The row, and where the take needs them the columns of the DICOM header; None when `where` leaves the file out.
+
+    The header is read only when the table's own columns let the file in. The images of a series bring their own.
+    """
+    own = {name: wanted for name, wanted in ready.take.where.items() if not headers.is_header(name)}
+    if not matches(file.row, own):
+        return None
+    if isinstance(ready.take, SeriesSlices) or not ready.reads_header:
+        return file.row
+    cells = {**file.row, **file.header(ready.take)}
+    return cells if matches(cells, ready.take.where) else None
+
+
+def group_of(source: Source, key: bytes, name: str) -> str:
+    """The pseudonym of a patient, lesion, slide or file."""
+    return pseudonym(key, source.name, source.split.unit, name, prefix=UNIT_PREFIXES[source.split.unit])
 
 
 def sample_key(source: Source, file_key: str, take: int, suffix: str, window: str) -> str:
@@ -152,14 +179,17 @@ def _record(
     job: FileJob,
     ready: Prepared,
     piece: Piece,
+    cells: dict[str, str],
     window: str,
     preset: preprocess.Preprocess,
     key: str,
     stream: BinaryIO,
 ) -> dict[str, Any]:
-    values = _values(task.source, ready.take, job.row, piece, window)
+    values = _values(task.source, ready.take, cells, piece, window)
     caption = captions.render(captions.draw(ready.texts, key), values)
-    image, spacing = _pixels(preset, piece.picture)
+    image_type = ready.take.image_type or task.source.image_type or headers.image_type(cells)
+    made = preprocess.apply(preset, piece.picture)
+    image = _image(made)
     png = encode_png(image)
     offset = stream.tell()
     stream.write(png)
@@ -179,25 +209,25 @@ def _record(
         "region": piece.region if task.source.split.unit == "region" else None,
         "given": piece.given or job.given,
         "specialty": ready.take.specialty or task.source.specialty,
-        "image_type": ready.take.image_type or task.source.image_type,
+        "image_type": image_type,
         "cap": _cap(task.source, ready, values),
-        "spacing": spacing,
+        "spacing": None if made.spacing_mm is None else list(made.spacing_mm),
+        "original_size": list(made.provenance["original_size"]),
+        "crop_top_left": list(made.provenance["crop_top_left"]),
     }
 
 
-def _values(source: Source, take: Take, row: TableRow, piece: Piece, window: str) -> dict[str, str]:
-    cells = {**row, **piece.columns}
-    values = {name: words_of(name, words, cells) for name, words in source.words(take).items()}
+def _values(source: Source, take: Take, cells: dict[str, str], piece: Piece, window: str) -> dict[str, str]:
+    values = {name: text for name, text in cells.items() if headers.is_header(name)}
+    values |= {name: words_of(name, words, cells) for name, words in source.words(take).items()}
     return {**values, **piece.words, "window": window}
 
 
-def _pixels(preset: preprocess.Preprocess, picture: Picture) -> tuple[Image.Image, list[float] | None]:
-    made = preprocess.apply(preset, picture)
-    spacing = None if made.spacing_mm is None else list(made.spacing_mm)
-    array_CHW = made.array_CHW
+def _image(picture: Picture) -> Image.Image:
+    array_CHW = picture.array_CHW
     if array_CHW.shape[0] == 1:
-        return Image.fromarray(np.ascontiguousarray(array_CHW[0])), spacing
-    return Image.fromarray(np.ascontiguousarray(array_CHW.transpose(1, 2, 0))), spacing
+        return Image.fromarray(np.ascontiguousarray(array_CHW[0]))
+    return Image.fromarray(np.ascontiguousarray(array_CHW.transpose(1, 2, 0)))
 
 
 def encode_png(image: Image.Image) -> bytes:
@@ -209,6 +239,7 @@ def encode_png(image: Image.Image) -> bytes:
 def _unit(task: PartTask, job: FileJob, piece: Piece, key: str) -> str:
     """Pseudonym of what may not be divided; a region belongs to its group, so files of one group are cut alike."""
     kind = task.source.split.unit
+    assert job.group is not None
     if kind == "none":
         return pseudonym(task.key, key, prefix=UNIT_PREFIXES[kind])
     if kind == "region":

@@ -5,72 +5,36 @@ Shapes here: C channels, H, W height and width, N pictures.
 
 from __future__ import annotations
 
-import functools
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from medisyn.corpus.annotations import Box
 from medisyn.corpus.captions import join_words
-from medisyn.corpus.source import Arrays, Boxes, Mask, Slices, SliceTable, Source, Take, Tiles, Whole
+from medisyn.corpus.opened import OpenFile, Piece, Unusable, mask_names, slab
+from medisyn.corpus.slice_pieces import in_colour, series_pieces, volume_pieces
 from medisyn.corpus.splits import position
-from medisyn.corpus.table import TableRow, fill, read_table, require
-from medisyn.errors import ReadError, SeriesError
+from medisyn.corpus.table import fill
+from medisyn.corpus.takes import Arrays, Boxes, Mask, SeriesSlices, Slices, Take, Tiles, Whole
+from medisyn.errors import ReadError
 from medisyn.types import Picture, Volume
 
-AIR_HU = -500.0
 NPZ_ERRORS = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)  # of damaged files and of pickles
 COLOURED = 20  # channels of tissue differ by at least this many grey levels; glass is grey
 
 
-@dataclass(frozen=True)
-class Piece:
-    """One picture before preprocessing. `suffix` tells it from the other pieces of its file.
-
-    `words` fill the captions, `columns` are cells that only this piece has, `region` is its slab or block.
-    """
-
-    suffix: str
-    picture: Picture
-    words: Mapping[str, str] = field(default_factory=dict)
-    columns: Mapping[str, str] = field(default_factory=dict)
-    region: int | None = None
-    given: str | None = None
-
-
-class OpenFile:
-    """A file of a source; it is decoded once, however many takes read it."""
-
-    def __init__(self, source: Source, folder: Path, path: Path, row: TableRow, key: str) -> None:
-        self.source, self.folder, self.path, self.row, self.key = source, folder, path, row, key
-
-    @functools.lru_cache(maxsize=1)  # noqa: B019 - an OpenFile lives as long as its file is worked on
-    def item(self, modality: str | None = None) -> Any:
-        from medisyn.corpus.readers import read_item
-
-        return read_item(self.path, modality=modality)
-
-    def picture(self) -> Picture:
-        item = self.item()
-        if not isinstance(item, Picture):
-            raise ReadError(f"expected one picture, the file holds a {type(item).__name__}; use the kind slices")
-        return item
-
-    def beside(self, template: str) -> Path:
-        """Another file of the source, named by the row."""
-        return self.folder / fill(template, self.row)
-
-
-def pieces(take: Take, file: OpenFile) -> Iterator[Piece]:
+def pieces(take: Take, file: OpenFile) -> Iterator[Piece | Unusable]:
     """What `take` makes of a file. Raises ReadError, SeriesError or RangeError for a file that cannot be used."""
     if isinstance(take, Whole):
-        yield Piece("", file.picture(), {"structures": join_words(_picture_masks(take.masks, file))})
+        yield _whole(take, file)
     elif isinstance(take, Slices):
-        yield from _slices(take, file)
+        yield from volume_pieces(take, file)
+    elif isinstance(take, SeriesSlices):
+        yield from series_pieces(take, file)
     elif isinstance(take, Boxes):
         yield from _boxes(take, file)
     elif isinstance(take, Tiles):
@@ -79,122 +43,94 @@ def pieces(take: Take, file: OpenFile) -> Iterator[Piece]:
         yield from _arrays(take, file)
 
 
+def _whole(take: Whole, file: OpenFile) -> Piece:
+    words = {"structures": join_words(_picture_masks(take.masks, file))}
+    if take.channels is None:
+        return Piece("", file.picture(), words)
+    others = [file.open_beside(template).picture() for template in take.channels]
+    return Piece("", in_colour(take, [file.picture(), *others]), words)
+
+
 def _picture_masks(masks: tuple[Mask, ...], file: OpenFile) -> list[str]:
-    from medisyn.corpus.annotations import mask_labels, read_mask
+    from medisyn.corpus.annotations import mask_labels
 
     words: list[str] = []
     for mask in masks:
-        values = read_mask(file.beside(mask.file))
-        if isinstance(values, Volume):
-            raise ReadError("the mask of a picture is a volume")
-        if values.shape != file.picture().array_CHW.shape[1:]:
-            raise ReadError(f"the mask is {values.shape}, its picture {file.picture().array_CHW.shape[1:]} pixels")
-        words += filter(None, mask_labels(values, _names(mask, values), mask.min_pixels))
+        values = _picture_mask(mask.file, file)
+        words += filter(None, mask_labels(values, mask_names(mask, values), mask.min_pixels))
     return words
 
 
-def _slices(take: Slices, file: OpenFile) -> Iterator[Piece]:
-    from medisyn.corpus.readers.nifti import slices
+def _picture_mask(template: str, file: OpenFile) -> np.ndarray:
+    """A mask (H, W) with the shape of its picture."""
+    from medisyn.corpus.annotations import read_mask
 
-    volume = file.item(take.modality)
-    if not isinstance(volume, Volume):
-        raise SeriesError(f"expected a volume, the file holds a {type(volume).__name__}; use the kind whole")
-    pictures = slices(volume, take.plane)
-    structures = _slice_masks(take, file, len(pictures))
-    columns = _slice_columns(take.table, file, pictures)
-    least = _content_level(volume)
-    first, last = (round(fraction * len(pictures)) for fraction in take.between)
-    for number in range(first, last, take.every):
-        picture = pictures[number]
-        if (picture.array_CHW > least).mean() >= take.min_content:
-            region = number * file.source.split.regions // len(pictures)
-            words = {"structures": join_words(structures[number]), "plane": take.plane}
-            yield Piece(f"{take.plane[0]}{number:04d}", picture, words, columns[number], region)
-
-
-def _content_level(volume: Volume) -> float:
-    """What lies above it is the body: -500 HU, or a tenth of the bright end where there is no scale."""
-    if volume.value_range.unit == "hu":
-        return AIR_HU
-    return float(np.percentile(volume.array_CDHW, 99.5)) / 10
-
-
-def _slice_masks(take: Slices, file: OpenFile, count: int) -> list[list[str]]:
-    from medisyn.corpus.annotations import read_mask, slice_labels
-
-    words: list[list[str]] = [[] for _ in range(count)]
-    for mask in take.masks:
-        volume = read_mask(file.beside(mask.file))
-        if (
-            not isinstance(volume, Volume)
-            or volume.array_CDHW.shape[1:] != file.item(take.modality).array_CDHW.shape[1:]
-        ):
-            raise ReadError("a mask has another shape than its volume")
-        names = _names(mask, volume.array_CDHW)
-        for number, found in enumerate(slice_labels(volume, names, take.plane, mask.min_pixels)):
-            words[number] += filter(None, found)
-    return words
-
-
-def _names(mask: Mask, values: np.ndarray) -> dict[int, str]:
-    """Value -> word, with "" for the values that are left out on purpose."""
-    if not mask.others:
-        return mask.values
-    return {**mask.values, **{int(value): "" for value in np.unique(values) if int(value) not in mask.values}}
-
-
-def _slice_columns(table: SliceTable | None, file: OpenFile, pictures: list[Picture]) -> list[dict[str, str]]:
-    if table is None:
-        return [{} for _ in pictures]
-    listed = read_table(file.folder / table.path)
-    require([table.position, *table.columns], list(listed[0]), "slice table")
-    rows = [row for row in listed if row[table.position]]
-    try:
-        places = np.array([float(row[table.position]) for row in rows])
-    except ValueError:
-        raise ReadError(f"slice table: column {table.position!r} must hold millimetres, and holds other text") from None
-    if not len(places):
-        raise ReadError(f"slice table: column {table.position!r} is empty in every row")
-    found = []
-    for picture in pictures:
-        away = np.abs(places - picture.provenance["position_mm"])
-        best = int(away.argmin())
-        if away[best] > table.tolerance_mm:
-            raise ReadError(
-                f"the slice table has no row within {table.tolerance_mm:g} mm of a slice (nearest: {away[best]:.1f} mm)"
-            )
-        found.append({column: rows[best][column] for column in table.columns})
-    return found
+    values = read_mask(file.beside(template))
+    if isinstance(values, Volume):
+        raise ReadError("the mask of a picture is a volume")
+    if values.shape != file.picture().array_CHW.shape[1:]:
+        raise ReadError(f"the mask is {values.shape}, its picture {file.picture().array_CHW.shape[1:]} pixels")
+    return values
 
 
 def _boxes(take: Boxes, file: OpenFile) -> Iterator[Piece]:
-    from medisyn.corpus.annotations import crops, json_boxes, point_boxes, voc_boxes
+    taken: dict[str, int] = {}
+    for prefix, region, picture, boxes in _boxed_pictures(take, file):
+        for number in sorted(range(len(boxes)), key=lambda number: position(f"{file.key}/{prefix}{number}")):
+            box = boxes[number]
+            full = box.label in take.per_file and taken.get(box.label, 0) >= take.per_file[box.label]
+            if box.label in take.classes and not full:
+                for crop in _crops(take, picture, box):
+                    taken[box.label] = taken.get(box.label, 0) + 1
+                    yield Piece(f"{prefix}b{number:04d}", crop, {"class": take.classes[box.label]}, region=region)
+
+
+def _boxed_pictures(take: Boxes, file: OpenFile) -> Iterator[tuple[str, int | None, Picture, list[Box]]]:
+    """Pictures with their boxes; a slice has a prefix for its key and the slab it lies in."""
+    from medisyn.corpus.annotations import column_boxes
+
+    if take.format != "cell":
+        yield "", None, file.picture(), _file_boxes(take, file)
+        return
+    by_slice = column_boxes(fill(take.file, file.row))
+    slices = None if set(by_slice) <= {None} else file.stored_slices(take.series)
+    for number, boxes in by_slice.items():
+        if slices is None:
+            yield "", None, file.picture(), boxes
+        elif number is None or not 0 <= number < len(slices):
+            named = "none" if number is None else number
+            raise ReadError(f"a box cell names slice {named}; the file has the slices 0 to {len(slices) - 1}")
+        else:
+            yield f"s{number:04d}-", slab(file, number, len(slices)), slices[number], boxes
+
+
+def _file_boxes(take: Boxes, file: OpenFile) -> list[Box]:
+    from medisyn.corpus.annotations import json_boxes, mask_boxes, point_boxes, voc_boxes
 
     if take.format == "json":
-        boxes = json_boxes(fill(take.file, file.row))
-    else:
-        try:
-            content = file.beside(take.file).read_bytes()
-        except OSError:
-            raise ReadError("the annotation file of the picture is missing") from None
-        text = content.decode("utf-8", errors="replace")
-        boxes = voc_boxes(content) if take.format == "voc" else point_boxes(text, take.side)
-    picture = file.picture()
+        return json_boxes(fill(take.file, file.row))
+    if take.format == "mask":
+        return mask_boxes(_picture_mask(take.file, file), {int(label): label for label in take.classes})
+    try:
+        content = file.beside(take.file).read_bytes()
+    except OSError:
+        raise ReadError("the annotation file of the picture is missing") from None
+    if take.format == "voc":
+        return voc_boxes(content)
+    return point_boxes(content.decode("utf-8", errors="replace"), take.side)
+
+
+def _crops(take: Boxes, picture: Picture, box: Box) -> list[Picture]:
+    """The crop around a box, or nothing when it is too small or reaches out of the picture."""
+    from medisyn.corpus.annotations import crops
+
     height, width = picture.array_CHW.shape[1:]
-    taken: dict[str, int] = {}
-    order = sorted(range(len(boxes)), key=lambda number: position(f"{file.key}/{number}"))
-    for number in order:
-        box = boxes[number]
-        word = take.classes.get(box.label)
-        length = take.side if take.format == "points" else round(max(box.width, box.height) * (1 + 2 * take.context))
-        left, top = (box.left + box.right - length) // 2, (box.top + box.bottom - length) // 2
-        inside = left >= 0 and top >= 0 and left + length <= width and top + length <= height
-        full = box.label in take.per_file and taken.get(box.label, 0) >= take.per_file[box.label]
-        if word is None or full or (take.inside and not inside):
-            continue
-        for crop in crops(picture, [box], side=length, min_size=take.min_side):
-            taken[box.label] = taken.get(box.label, 0) + 1
-            yield Piece(f"b{number:04d}", crop, {"class": word})
+    length = take.side if take.format == "points" else round(max(box.width, box.height) * (1 + 2 * take.context))
+    left, top = (box.left + box.right - length) // 2, (box.top + box.bottom - length) // 2
+    is_inside = left >= 0 and top >= 0 and left + length <= width and top + length <= height
+    if take.inside and not is_inside:
+        return []
+    return crops(picture, [box], side=length, min_size=take.min_side)
 
 
 def _tiles(take: Tiles, file: OpenFile) -> Iterator[Piece]:

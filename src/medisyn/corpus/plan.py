@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from medisyn import __version__, runs
-from medisyn.corpus import splits
-from medisyn.corpus.parts import FileJob, PartTask, prepare
+from medisyn.corpus.parts import RECORDS, FileJob, PartTask, group_of, prepare
 from medisyn.corpus.shards import FORMAT, INDEX
 from medisyn.corpus.source import PUBLIC_KEY, Source, load_source
 from medisyn.corpus.splits import Shares, pseudonym
 from medisyn.corpus.table import TableRow, cell, fill, source_rows
+from medisyn.corpus.takes import Boxes, SeriesSlices, Slices
 from medisyn.errors import ConfigError, CorpusError, ReadError
 
 FEWEST_FILES, MOST_FILES, PARTS = 8, 256, 64  # per part, and the number of parts aimed at
@@ -105,9 +105,7 @@ def corpus_key(out: Path, key_file: Path | str | None) -> bytes:
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(handle, "w") as stream:
-                stream.write(secrets.token_hex(32) + "\n")
+            _make_key(path)
     try:
         key = bytes.fromhex(path.read_text().strip())
     except (ValueError, OSError):
@@ -115,6 +113,19 @@ def corpus_key(out: Path, key_file: Path | str | None) -> bytes:
     if not 16 <= len(key) <= 64:
         raise CorpusError(f"key file {path.name} must hold 32 to 128 hex digits, for instance of: openssl rand -hex 32")
     return key
+
+
+def _make_key(path: Path) -> None:
+    """A new key, readable by its owner alone. FileExistsError when another process was first."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(handle, "w") as stream:
+            stream.write(secrets.token_hex(32) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+    except BaseException:
+        path.unlink()  # a full disk would leave an empty key, which no later run could use
+        raise
 
 
 def _jobs(source: Source, folder: Path, key: bytes) -> tuple[list[FileJob], list[dict[str, str]]]:
@@ -143,16 +154,22 @@ def _job(source: Source, folder: Path, key: bytes, name: str, file_key: str, row
     if path is None or not name:
         raise ReadError("the file that the table names is missing")
     split = source.split
-    group = name if split.column is None else cell(row, split.column, split.pattern)
-    if not group:
-        raise ReadError(f"column {split.column!r} is empty: the {split.unit} of this file is unknown")
+    group = None if split.in_header else group_of(source, key, _group_name(source, name, row))
     given = None
     if split.given is not None:
         if row[split.given.column] not in split.given.values:
             raise ReadError(f"column {split.given.column!r} names a split that the description does not list")
         given = split.given.values[row[split.given.column]]
-    prefix = splits.UNIT_PREFIXES[split.unit]
-    return FileJob(file_key, path, row, pseudonym(key, source.name, split.unit, group, prefix=prefix), given)
+    return FileJob(file_key, path, row, group, given)
+
+
+def _group_name(source: Source, name: str, row: TableRow) -> str:
+    """The patient, lesion or slide that the table names; without a column every file is its own."""
+    split = source.split
+    group = name if split.column is None else cell(row, split.column, split.pattern)
+    if not group:
+        raise ReadError(f"column {split.column!r} is empty: the {split.unit} of this file is unknown")
+    return group
 
 
 def _is_there(path: Path) -> bool:
@@ -169,12 +186,27 @@ def _parts(source: Source, folder: Path, jobs: list[FileJob], build: Path, key: 
     """
     small = all(take.kind in ("whole", "boxes") for take in source.samples)
     per_part = min(max(len(jobs) // PARTS, FEWEST_FILES), MOST_FILES) if small else 1
-    described = [FORMAT, __version__, source.model_dump(mode="json", exclude={"root"}), pseudonym(key, "key")]
+    described = [FORMAT, RECORDS, __version__, source.model_dump(mode="json", exclude={"root"}), pseudonym(key, "key")]
     for start in range(0, len(jobs), per_part):
         chunk = tuple(jobs[start : start + per_part])
-        states = [(job.key, job.row, job.group, job.given, _state(job.path)) for job in chunk]
+        states = [
+            (job.key, job.row, job.group, job.given, _state(job.path), [*_companions(source, folder, job.row)])
+            for job in chunk
+        ]
         name = f"{source.name}-{start // per_part:06d}-{runs.digest([described, states])}"
         yield PartTask(name, source, folder, chunk, build, key)
+
+
+def _companions(source: Source, folder: Path, row: TableRow) -> Iterator[list[Any]]:
+    """The state of each mask, annotation, channel and slice table that a file is read with."""
+    for take in source.samples:
+        templates = [mask.file for mask in getattr(take, "masks", ())] + list(getattr(take, "channels", None) or ())
+        if isinstance(take, Boxes) and take.format not in ("json", "cell"):
+            templates.append(take.file)
+        names = [fill(template, row) for template in templates]
+        if isinstance(take, Slices | SeriesSlices) and take.table is not None:
+            names.append(take.table.path)
+        yield from (_state(folder / name) for name in names if name and _is_there(folder / name))
 
 
 def _state(path: Path) -> list[Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,7 @@ class FullRange:
 
 
 Intensity = Window | Percentile | FullRange | None
+INTENSITIES: dict[str, Intensity] = {"as-is": None, "percentile": Percentile(), "full-range": FullRange()}
 
 WINDOWS = {
     "angiography": Window(700, 100),  # MediSyn v2 section 4.1, chest CT pulmonary angiography
@@ -119,6 +120,9 @@ def preset(name: str, *, size: int | None = None, window: str | None = None, **c
 def apply(preset: Preprocess, picture: Picture) -> Picture:
     """`picture` as (3, size, size) uint8, or (1, size, size) when it is grey and `preset.rgb` is False.
 
+    Its provenance gains what SDXL is told about a picture (Podell et al. 2023, section 2.2): "original_size", the
+    (height, width) before resizing, and "crop_top_left", the (row, column) of the resized picture at which the result
+    begins; 0 where it begins with padding.
     Raises RangeError for an empty picture, for a picture whose values do not suit the intensity step, and for one
     of which the step leaves nothing; InputError for a strip longer than MAX_ASPECT times its short side.
     """
@@ -127,11 +131,13 @@ def apply(preset: Preprocess, picture: Picture) -> Picture:
     if max(height, width) > MAX_ASPECT * min(height, width):
         raise InputError(f"the picture is a strip of {width} x {height} pixels; the sides may differ {MAX_ASPECT}-fold")
     image = _to_pillow(grey_CHW)
-    scaled, factor = _GEOMETRY[preset.geometry](image, preset.size, FILTERS[preset.resample])
+    made = _GEOMETRY[preset.geometry](image, preset.size, FILTERS[preset.resample])
+    scaled = made.image
     if preset.rgb and scaled.mode == "L":
         scaled = Image.merge("RGB", (scaled, scaled, scaled))
-    spacing = picture.spacing_mm and (picture.spacing_mm[0] / factor, picture.spacing_mm[1] / factor)
-    return Picture(_from_pillow(scaled), UINT8, spacing, picture.provenance)
+    spacing = picture.spacing_mm and (picture.spacing_mm[0] / made.factor, picture.spacing_mm[1] / made.factor)
+    place = {"original_size": (height, width), "crop_top_left": (max(made.top, 0), max(made.left, 0))}
+    return Picture(_from_pillow(scaled), UINT8, spacing, {**picture.provenance, **place})
 
 
 def to_grey_levels(picture: Picture, intensity: Intensity) -> np.ndarray:
@@ -173,21 +179,31 @@ def channels_to_rgb(pictures: Sequence[Picture], intensity: Intensity = Percenti
     return Picture(rgb_CHW, UINT8, pictures[0].spacing_mm, pictures[0].provenance)
 
 
-def _long_side_pad_crop(image: Image.Image, size: int, resample: Image.Resampling) -> tuple[Image.Image, float]:
+@dataclass(frozen=True)
+class _Framed:
+    """A square, the factor of its resizing, and where it begins in the resized picture (negative: in the padding)."""
+
+    image: Image.Image
+    factor: float
+    top: int
+    left: int
+
+
+def _long_side_pad_crop(image: Image.Image, size: int, resample: Image.Resampling) -> _Framed:
     square = round(size * 1152 / 1024)
-    scaled, factor = _resize(image, square / max(image.size), resample)
-    return _centre(scaled, size), factor
+    return _centre(_resize(image, square / max(image.size), resample), size, square / max(image.size))
 
 
-def _short_side_crop(image: Image.Image, size: int, resample: Image.Resampling) -> tuple[Image.Image, float]:
-    scaled, factor = _resize(image, size / min(image.size), resample)
-    return _centre(scaled, size), factor
+def _short_side_crop(image: Image.Image, size: int, resample: Image.Resampling) -> _Framed:
+    factor = size / min(image.size)
+    return _centre(_resize(image, factor, resample), size, factor)
 
 
-def _nonzero_long_side_pad(image: Image.Image, size: int, resample: Image.Resampling) -> tuple[Image.Image, float]:
-    image = image.crop(image.getbbox())  # not empty: guarded before
-    scaled, factor = _resize(image, size / max(image.size), resample)
-    return _centre(scaled, size), factor
+def _nonzero_long_side_pad(image: Image.Image, size: int, resample: Image.Resampling) -> _Framed:
+    left, top, right, bottom = image.getbbox() or (0, 0, *image.size)  # never None: empty pictures were refused
+    factor = size / max(right - left, bottom - top)
+    framed = _centre(_resize(image.crop((left, top, right, bottom)), factor, resample), size, factor)
+    return replace(framed, top=framed.top + round(top * factor), left=framed.left + round(left * factor))
 
 
 _GEOMETRY = {
@@ -197,15 +213,15 @@ _GEOMETRY = {
 }
 
 
-def _resize(image: Image.Image, factor: float, resample: Image.Resampling) -> tuple[Image.Image, float]:
+def _resize(image: Image.Image, factor: float, resample: Image.Resampling) -> Image.Image:
     width, height = (max(1, round(side * factor)) for side in image.size)
-    return image.resize((width, height), resample), factor
+    return image.resize((width, height), resample)
 
 
-def _centre(image: Image.Image, size: int) -> Image.Image:
+def _centre(image: Image.Image, size: int, factor: float) -> _Framed:
     """The central size x size pixels; black where the image is smaller."""
     left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    return _Framed(image.crop((left, top, left + size, top + size)), factor, top, left)
 
 
 def _to_pillow(array_CHW: np.ndarray) -> Image.Image:

@@ -46,9 +46,24 @@ class Row:
     high: float
     unit: str
     spacing: tuple[float, float] | None  # (row, column) in mm
+    original_height: int | None = None  # before resizing; a crop, tile or slice counts as the picture
+    original_width: int | None = None
+    crop_top: int | None = None  # where the sample begins in the resized picture, in its pixels
+    crop_left: int | None = None
+
+    @property
+    def original_size(self) -> tuple[int, int] | None:
+        """(height, width) before resizing; None in a corpus that was made before they were recorded."""
+        height, width = self.original_height, self.original_width
+        return None if height is None or width is None else (height, width)
+
+    @property
+    def crop_top_left(self) -> tuple[int, int] | None:
+        return None if self.crop_top is None or self.crop_left is None else (self.crop_top, self.crop_left)
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
+LATER_COLUMNS = ("original_height", "original_width", "crop_top", "crop_left")  # absent from older corpora
 
 
 def values_of(row: Row) -> dict[str, Any]:
@@ -65,7 +80,7 @@ def sidecar(row: Row) -> dict[str, Any]:
     values = {name: value for name, value in values_of(row).items() if name not in hidden}
     values["labels"] = "|".join(row.labels)
     values["spacing"] = "" if row.spacing is None else f"{row.spacing[0]:g} {row.spacing[1]:g}"
-    return values
+    return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -159,6 +174,7 @@ def _schema() -> Any:
         "low": pa.float64(),
         "high": pa.float64(),
         "spacing": pa.list_(pa.float64()),
+        **dict.fromkeys(LATER_COLUMNS, pa.int64()),
     }
     return pa.schema([(name, kinds.get(name, text)) for name in COLUMNS])
 
@@ -189,12 +205,14 @@ def read_index(folder: Path) -> list[Row]:
         table = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise CorpusError(f"{folder.name}/{INDEX} is not readable Parquet ({type(error).__name__})") from None
-    missing = [name for name in COLUMNS if name not in table.column_names]
+    missing = [name for name in COLUMNS if name not in (*table.column_names, *LATER_COLUMNS)]
     found = (table.schema.metadata or {}).get(b"medisyn_format", b"none").decode()
     if missing or found != str(FORMAT):
         lost = f"; missing columns: {', '.join(missing)}" if missing else ""
         raise CorpusError(f"{folder.name}/{INDEX} has corpus format {found}, this version reads {FORMAT}{lost}")
-    return [_row(values) for values in table.select(COLUMNS).to_pylist()]
+    return [
+        _row(values) for values in table.select([name for name in COLUMNS if name in table.column_names]).to_pylist()
+    ]
 
 
 def _row(values: dict[str, Any]) -> Row:

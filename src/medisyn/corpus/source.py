@@ -9,25 +9,22 @@ import re
 import types
 import typing
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from medisyn.corpus.captions import Template, check_fields, parse
+from medisyn.corpus import headers
+from medisyn.corpus.captions import check_fields, parse
+from medisyn.corpus.takes import Model, SeriesSlices, Take, Words
 from medisyn.errors import ConfigError, CorpusError, closest
 from medisyn.terms import IMAGE_TYPES, SPECIALTIES
 
 SHIPPED = Path(__file__).parent / "sources"
 PUBLIC_KEY = b"medisyn: ids of this source are public"  # pseudonyms of public ids need no secret
-FALSE_CELLS = ("", "0", "0.0", "-1", "-1.0", "false", "no", "nan", "none")
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Table(_Model):
+class Table(Model):
     """A table with one row per file. `path` is CSV (also .gz), JSONL or Parquet in the source's folder."""
 
     path: str | None = None
@@ -42,52 +39,28 @@ class Table(_Model):
         return self
 
 
-class Join(_Model):
+class Join(Model):
     """A second table whose columns are added where `on` agrees (a row without partner keeps empty cells)."""
 
     path: str
     on: str
 
 
-class Files(_Model):
+class Files(Model):
     """Files without a table: `pattern`'s named groups, matched against the relative path, become columns."""
 
     glob: str
     pattern: str | None = None
 
 
-class Words(_Model):
-    """How a column becomes words for captions and labels.
-
-    column     default: the field's own name
-    pattern    regular expression; its first group replaces the cell
-    values     cell -> word; a cell that is not listed is an error of that row
-    separator  splits a cell with several values ("Mass|Nodule")
-    filled     the word for any cell that is not empty, 0 or false
-    flags      column -> word, for tables with one column per finding
-    positive   the cells of `flags` that count as present; default: all but empty, 0, -1 and false
-    counts     the cell is a JSON object word -> count; `most` of them, largest count first
-    """
-
-    column: str | None = None
-    pattern: str | None = None
-    values: dict[str, str] | None = None
-    separator: str | None = None
-    filled: str | None = None
-    flags: dict[str, str] = {}
-    positive: tuple[str, ...] | None = None
-    counts: bool = False
-    most: int = Field(default=3, ge=1)
-
-
-class Given(_Model):
+class Given(Model):
     """A split that the publisher fixed: column and the split each value means."""
 
     column: str
     values: dict[str, Literal["train", "validation", "test"]]
 
 
-class Split(_Model):
+class Split(Model):
     """What may never be divided between splits.
 
     patient  `column` holds the patient (with `pattern`, its first group): splits are patient-disjoint
@@ -96,6 +69,8 @@ class Split(_Model):
     region   one file feeds all splits: `regions` slabs of a volume or `regions` x `regions` blocks of a slide;
              files of one `column` value are cut alike
     none     every sample on its own
+
+    `column: dicom.PatientID` takes the patient from the header of the file; only its keyed hash is kept.
     """
 
     unit: Literal["patient", "group", "file", "region", "none"]
@@ -108,123 +83,17 @@ class Split(_Model):
     def _column(self) -> Split:
         if self.unit in ("patient", "group") and self.column is None:
             raise ValueError(f"unit {self.unit!r} needs a column")
+        if self.column is not None and headers.is_header(self.column) and self.column != headers.PATIENT:
+            raise ValueError(f"column {self.column!r}: of a header only {headers.PATIENT} can say who is a patient")
         return self
 
-
-class Mask(_Model):
-    """A mask file of the same shape: values -> words, present when at least `min_pixels` of the picture have the value.
-
-    `file` is a path template over the columns. A value of the mask that has no word is an error, unless `others` says
-    that they are left out on purpose.
-    """
-
-    file: str
-    values: dict[int, str]
-    others: bool = False
-    min_pixels: int = Field(default=1, ge=1)
+    @property
+    def in_header(self) -> bool:
+        """True when the files themselves say who is a patient."""
+        return self.column == headers.PATIENT
 
 
-class SliceTable(_Model):
-    """A table with one row per slice: `position` (mm along the axis) finds the slice, `columns` are added to it."""
-
-    path: str
-    position: str
-    columns: tuple[str, ...]
-    tolerance_mm: float = 1.0
-
-
-class _Take(_Model):
-    captions: tuple[str, ...] = Field(min_length=1, description="One is drawn per sample, fixed by its key.")
-    labels: tuple[str, ...] = Field(default=(), description="Templates like captions; empty ones are dropped.")
-    fields: dict[str, Words] = {}
-    where: dict[str, str | tuple[str, ...]] = {}
-    specialty: str | None = None
-    image_type: str | None = None
-    geometry: str | None = None
-    intensity: Literal["as-is", "percentile", "full-range"] = "as-is"
-    windows: dict[str, tuple[float, float] | str] = Field(
-        default={}, description="CT windows, one sample each: caption word -> [width, level] or a preset's name."
-    )
-    masks: tuple[Mask, ...] = ()
-
-    builtin: typing.ClassVar[tuple[str, ...]] = ()
-
-    def templates(self) -> list[Template]:
-        return [parse(text) for text in self.captions]
-
-
-class Whole(_Take):
-    """The whole picture is one sample (per window). Mask words fill {structures}."""
-
-    kind: Literal["whole"]
-    builtin = ("window", "structures")
-
-
-class Slices(_Take):
-    """Slices of a volume. `between` are fractions of its extent along the axis, in the order feet to head (axial)."""
-
-    kind: Literal["slices"]
-    plane: Literal["axial", "coronal", "sagittal"] = "axial"
-    every: int = Field(default=1, ge=1)
-    between: tuple[float, float] = (0.0, 1.0)
-    modality: str | None = Field(default=None, description="For NIfTI and NRRD, which do not record it: CT or MR.")
-    table: SliceTable | None = None
-    min_content: float = Field(default=0.05, description="Share of pixels above air (CT) or the lower fifth.")
-    builtin = ("window", "structures", "plane")
-
-
-class Boxes(_Take):
-    """Crops around boxes. {class} is the word of the box's class; a class without a word is left out."""
-
-    kind: Literal["boxes"]
-    file: str = Field(description="Path template of the annotation, or the column that holds it.")
-    format: Literal["voc", "points", "json"]
-    classes: dict[str, str]
-    side: int = Field(default=64, ge=8, description="Pixels around a point.")
-    context: float = Field(
-        default=0.1, ge=0, description="Margin on each side, as a share of the longer side of the box."
-    )
-    min_side: int = Field(default=16, ge=1, description="Boxes with a shorter side are left out.")
-    inside: bool = Field(default=True, description="Leave out crops that reach beyond the picture.")
-    per_file: dict[str, int] = Field(default={}, description="At most this many of a class per file.")
-    cap: dict[str, int] = Field(default={}, description="At most this many of a class in the corpus.")
-    builtin = ("class",)
-
-
-class Level(_Model):
-    """A magnification: its name in the caption and micrometres per pixel of the sample."""
-
-    name: str
-    mpp: float = Field(gt=0)
-
-
-class Tiles(_Take):
-    """Square tiles of a slide, at most 10 % overlap (MediSyn v2 section 4.1); {magnification} is the level's name."""
-
-    kind: Literal["tiles"]
-    mpp: str = Field(description="Column with the slide's micrometres per pixel.")
-    levels: tuple[Level, ...] = Field(min_length=1)
-    overlap: float = Field(default=0.1, ge=0.0, le=0.1)
-    min_tissue: float = Field(
-        default=0.25, ge=0, le=1, description="Share of coloured pixels below which it is background."
-    )
-    builtin = ("magnification",)
-
-
-class Arrays(_Take):
-    """An .npz with stacked pictures. Each array pair gives one sample per picture; {label} is the word of its label."""
-
-    kind: Literal["arrays"]
-    pairs: dict[str, str] = Field(description="Array of pictures (N, H, W[, 3]) -> array of labels (N) or (N, 1).")
-    classes: dict[int, str]
-    splits: dict[str, Literal["train", "validation", "test"]] = Field(default={}, description="The publisher's splits.")
-    builtin = ("label",)
-
-
-Take = Annotated[Whole | Slices | Boxes | Tiles | Arrays, Field(discriminator="kind")]
-
-
-class Source(_Model):
+class Source(Model):
     """One data set on disk. Its files lie in `root`, below the folder of the description or below `--root`."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_]*$")
@@ -235,14 +104,16 @@ class Source(_Model):
     root: str = "."
     public_ids: bool = Field(default=False, description="Ids are already public: pseudonyms use a fixed, known key.")
     specialty: str
-    image_type: str
+    image_type: str | None = Field(
+        default=None, description="Default: what the DICOM Modality decides (CT, MR, US, ...)"
+    )
     new_terms: bool = Field(default=False, description="Allow a specialty or image type outside medisyn.terms.")
     table: Table | None = None
     files: Files | None = None
     file: str = Field(default="{file}", description="Path template of the image over the columns.")
     folders: tuple[str, ...] = Field(default=(".",), description="Folders in which the file is looked for, in order.")
     split: Split
-    fields: dict[str, Words] = {}
+    fields: dict[str, Words] = Field(default={})
     geometry: str = "short-side-crop"
     size: int = Field(default=512, ge=8, description="Pixels of both sides of a sample.")
     samples: tuple[Take, ...] = Field(min_length=1)
@@ -252,18 +123,30 @@ class Source(_Model):
     def _consistent(self) -> Source:
         if (self.table is None) == (self.files is None):
             raise ValueError("give either table or files")
-        if not self.new_terms:
-            for take in self.samples:
+        for number, take in enumerate(self.samples):
+            if not self.new_terms:
                 _term(take.specialty or self.specialty, SPECIALTIES, "specialty")
-                _term(take.image_type or self.image_type, IMAGE_TYPES, "image_type")
-        for take in self.samples:
-            known = {*self.fields, *take.fields, *take.builtin}
+                if (image_type := take.image_type or self.image_type) is not None:
+                    _term(image_type, IMAGE_TYPES, "image_type")
+            fields = take.template_fields()
+            known = {*self.fields, *take.fields, *take.builtin, *filter(headers.is_header, fields)}
             for text in (*take.captions, *take.labels):
                 check_fields(parse(text), known, text)
+            headers.check_columns([*fields, *self._columns(take)], f"samples.{number}")
+            if isinstance(take, SeriesSlices) and any(map(headers.is_header, take.where)):
+                raise ValueError(f"samples.{number}.where: a series is chosen by `series`, not by its header")
         return self
 
-    def words(self, take: _Take) -> dict[str, Words]:
+    def words(self, take: Take) -> dict[str, Words]:
         return {**self.fields, **take.fields}
+
+    def _columns(self, take: Take) -> list[str]:
+        return [*take.where, *(column for name, words in self.words(take).items() for column in words.columns(name))]
+
+    def reads_header(self, take: Take) -> bool:
+        """True when `take` needs something of a DICOM header; files that are no DICOM are then errors."""
+        named = any(map(headers.is_header, [*take.template_fields(), *self._columns(take)]))
+        return named or (take.image_type or self.image_type) is None
 
 
 def _term(word: str, allowed: tuple[str, ...], what: str) -> None:

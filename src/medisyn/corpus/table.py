@@ -13,11 +13,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from medisyn.corpus import headers
 from medisyn.corpus.captions import join_words
-from medisyn.corpus.source import FALSE_CELLS, Boxes, Join, Source, Tiles, Words, compile_pattern
+from medisyn.corpus.source import Join, Source, compile_pattern
+from medisyn.corpus.takes import Boxes, SeriesSlices, Slices, Tiles, Words
 from medisyn.errors import ConfigError, CorpusError, ReadError, closest
 
 TableRow = dict[str, str]
+FALSE_CELLS = ("", "0", "0.0", "-1", "-1.0", "false", "no", "nan", "none")
 
 
 def read_table(path: Path) -> list[TableRow]:
@@ -108,31 +111,31 @@ def _join(rows: list[TableRow], join: Join, folder: Path) -> list[TableRow]:
 
 
 def require(names: Iterable[str], columns: list[str], what: str) -> None:
-    """Raise CorpusError for a column that the table lacks."""
+    """Raise CorpusError for a column that the table lacks; columns of a header are not listed."""
     for name in names:
         if name not in columns:
-            raise CorpusError(
-                f"{what}: column {name!r} is not in the table; it has {', '.join(columns)}.{closest(name, columns)}"
-            )
+            has = ", ".join(column for column in columns if not headers.is_header(column))
+            raise CorpusError(f"{what}: column {name!r} is not in the table; it has {has}.{closest(name, columns)}")
 
 
 def check_columns(source: Source, columns: list[str]) -> None:
     """Every column that the description names must be in the table."""
     require(template_columns(source.file), columns, f"{source.name}: file")
-    for given in (source.split, source.split.given):
-        if given is not None and given.column is not None:
-            require([given.column], columns, f"{source.name}: split")
+    named = (source.split.column if not source.split.in_header else None, getattr(source.split.given, "column", None))
+    require(filter(None, named), columns, f"{source.name}: split")
     if source.table is not None:
         require(source.table.where, columns, f"{source.name}: where")
     for number, take in enumerate(source.samples):
         where = f"{source.name}: samples.{number}"
-        require(take.where, columns, f"{where}.where")
-        from_slices = getattr(getattr(take, "table", None), "columns", ())
+        available = [*columns, *headers.COLUMNS]
+        require(take.where, available, f"{where}.where")
+        if isinstance(take, Slices | SeriesSlices) and take.table is not None:
+            require(filter(None, [take.table.on]), columns, f"{where}.table.on")
+            available += take.table.columns
         for name, words in source.words(take).items():
-            needed = list(words.flags) or [words.column or name]
-            require(needed, [*columns, *from_slices], f"{where}.fields.{name}")
-        for mask in take.masks:
-            require(template_columns(mask.file), columns, f"{where}.masks")
+            require(words.columns(name), available, f"{where}.fields.{name}")
+        for template in (*(mask.file for mask in getattr(take, "masks", ())), *(getattr(take, "channels", None) or ())):
+            require(template_columns(template), columns, f"{where}.masks or channels")
         if isinstance(take, Boxes):
             require(template_columns(take.file), columns, f"{where}.file")
         if isinstance(take, Tiles):
@@ -180,6 +183,8 @@ def words_of(name: str, words: Words, row: Mapping[str, str]) -> str:
     if words.flags:
         return join_words([word for column, word in words.flags.items() if _positive(row[column], words)])
     text = cell(row, words.column or name, words.pattern)
+    if not text and words.otherwise is not None:
+        text = row[words.otherwise]
     if words.filled is not None:
         return words.filled if _positive(text, words) else ""
     if words.counts:

@@ -10,6 +10,7 @@ import io
 import re
 import warnings
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,13 @@ NUMBER_TAGS = (
     "Rows", "Columns", "NumberOfFrames", "SliceThickness", "SpacingBetweenSlices", "KVP", "MagneticFieldStrength",
     "EchoTime", "RepetitionTime", "FlipAngle",
 )  # fmt: skip
+DERIVED = ("PatientAge", "AgeDecade", "Contrast")  # computed from a tag, not copied
+IDENTITY_TAGS = (
+    "PatientName", "PatientID", "PatientBirthDate", "OtherPatientIDs", "OtherPatientNames", "AccessionNumber",
+    "StudyID", "StudyDate", "SeriesDate", "AcquisitionDate", "ReferringPhysicianName", "PerformingPhysicianName",
+    "PhysiciansOfRecord", "OperatorsName", "PatientAddress", "PatientTelephoneNumbers", "StationName",
+)  # fmt: skip
+INSTITUTION_TAGS = ("InstitutionName", "InstitutionAddress", "InstitutionalDepartmentName")
 PLAIN_TEXT = re.compile(r"[A-Za-z0-9 ._+/-]{1,32}")
 
 
@@ -105,9 +113,10 @@ def provenance_of(dataset: Dataset) -> dict[str, Any]:
 def attributes(path: Path, member: str | None = None, *, series: int | None = None) -> dict[str, Any]:
     """The tags that may be written down for captions, by DICOM keyword: an allow-list, nothing else ever leaves.
 
-    Text tags are kept only when they are short and plain and hold no part of the patient's name or id; numbers as
-    float. "AgeDecade" is "50-59", with everybody above 89 as "90+"; "Contrast" is True when an agent was given.
-    Absent tags are left out. Of a series the first image counts. Raises ReadError as `read_item` does.
+    Text tags are kept only when they are short and plain and hold no part of a name, id, date or institution of the
+    same header; numbers as float. "PatientAge" is in whole years ("58") and "AgeDecade" is "50-59", with everybody
+    above 89 as "90+"; "Contrast" is True when an agent was given. Absent tags are left out. Of a series the first image
+    counts. Raises ReadError as `read_item` does.
     """
     return attributes_of(_header_of(path, member, series))
 
@@ -126,9 +135,10 @@ def attributes_of(dataset: Dataset) -> dict[str, Any]:
         value = number(dataset, keyword)
         if value is not None:
             found[keyword] = value
-    decade = age_decade(str(header(dataset, "PatientAge") or ""))
-    if decade is not None:
-        found["AgeDecade"] = decade
+    years = age_years(str(header(dataset, "PatientAge") or ""))
+    if years is not None:
+        found["PatientAge"] = "90+" if years > 89 else str(years)
+        found["AgeDecade"] = "90+" if years > 89 else f"{years // 10 * 10}-{years // 10 * 10 + 9}"
     if header(dataset, "ContrastBolusAgent") is not None:
         found["Contrast"] = True
     return found
@@ -139,23 +149,21 @@ def patient_id_to_hash(path: Path, member: str | None = None, *, series: int | N
 
     Raises ReadError when it is absent: then a patient-level split needs a patient column.
     """
-    patient = str(header(_header_of(path, member, series), "PatientID") or "").strip()
+    return patient_id_of(_header_of(path, member, series))
+
+
+def patient_id_of(dataset: Dataset) -> str:
+    """`patient_id_to_hash` of a parsed header."""
+    patient = str(header(dataset, "PatientID") or "").strip()
     if not patient:
         raise ReadError("the DICOM file has no PatientID; give the patient column of the table instead")
     return patient
 
 
-def age_decade(age: str) -> str | None:
-    """A DICOM age string (058Y, 011M, 003W, 020D) as its decade; everybody above 89 years is "90+"."""
+def age_years(age: str) -> int | None:
+    """A DICOM age string (058Y, 011M, 003W, 020D) in completed years; None for anything else."""
     match = re.fullmatch(r"(\d{1,3})([YMWD])", age.strip())
-    if match is None:
-        return None
-    years = (
-        int(match.group(1))
-        if match.group(2) == "Y"
-        else int(match.group(1)) // {"M": 12, "W": 52, "D": 365}[match.group(2)]
-    )
-    return "90+" if years > 89 else f"{years // 10 * 10}-{years // 10 * 10 + 9}"
+    return None if match is None else int(match.group(1)) // {"Y": 1, "M": 12, "W": 52, "D": 365}[match.group(2)]
 
 
 def _header_of(path: Path, member: str | None, series: int | None) -> Dataset:
@@ -211,9 +219,16 @@ def _gunzip(content: bytes) -> io.BytesIO:
 
 
 def _identity(dataset: Dataset) -> set[str]:
-    """Lower-case parts of three and more letters of what names the patient."""
-    texts = [str(header(dataset, keyword) or "") for keyword in ("PatientName", "PatientID", "PatientBirthDate")]
-    return {part.lower() for text in texts for part in re.split(r"[\^=\s,]+", text) if len(part) >= 3}
+    """Lower-case parts of three and more letters of what names people, and the institution's names as a whole."""
+    named = [part for text in _texts(dataset, IDENTITY_TAGS) for part in re.split(r"[\^=\s,\\]+", text)]
+    return {part.lower() for part in (*named, *_texts(dataset, INSTITUTION_TAGS)) if len(part) >= 3}
+
+
+def _texts(dataset: Dataset, keywords: tuple[str, ...]) -> list[str]:
+    values = [header(dataset, keyword) for keyword in keywords]
+    # A PersonName is iterable, letter by letter, and no Sequence; several values are one.
+    listed = [list(v) if isinstance(v, Sequence) and not isinstance(v, str) else [v] for v in values]
+    return [str(one).strip() for value in listed for one in value if one is not None]
 
 
 def _is_harmless(text: str, identity: set[str]) -> bool:

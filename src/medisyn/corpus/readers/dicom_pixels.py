@@ -25,9 +25,12 @@ JPEG_12_BIT = ("1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.57", "1.2.840.1000
 
 def header(dataset: Dataset, keyword: str) -> Any:
     """The value of a tag, None when it is absent or empty. Raises ReadError when it cannot be parsed."""
+    from pydicom.config import disable_value_validation
+
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom's warnings quote values, which may be a patient's name
+        # pydicom warns of odd values, to warnings and to its log, and quotes them: they may be a patient's name
+        with warnings.catch_warnings(), disable_value_validation():
+            warnings.simplefilter("ignore")
             value = dataset.get(keyword)
     except Exception as error:  # pydicom parses a tag when it is read, and a damaged one raises almost anything
         raise ReadError(f"the DICOM tag {keyword} is damaged ({type(error).__name__})") from None

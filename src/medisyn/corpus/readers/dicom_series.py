@@ -7,7 +7,8 @@ Slices are sorted by their position along the slice normal, never by InstanceNum
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ import numpy as np
 
 from medisyn.corpus.readers import sources
 from medisyn.corpus.readers.archive import Entry
-from medisyn.corpus.readers.dicom import NoImageError, open_dataset, pixel_spacing, provenance_of
+from medisyn.corpus.readers.dicom import NoImageError, attributes_of, open_dataset, pixel_spacing, provenance_of
 from medisyn.corpus.readers.dicom_pixels import header, number_or, numbers, pixels
 from medisyn.errors import InputError, ReadError, SeriesError
 from medisyn.geometry import affine_from_dicom, slice_gap, slice_normal, slice_positions
@@ -61,7 +62,8 @@ class Series:
     def __str__(self) -> str:
         first = self.slices[0].header
         size = f"{header(first, 'Columns')} x {header(first, 'Rows')}"
-        return f"{self.number}: {header(first, 'Modality') or 'unknown'}, {len(self.slices)} images of {size}"
+        modality = attributes_of(first).get("Modality", "unknown")
+        return f"{self.number}: {modality}, {len(self.slices)} images of {size}"
 
 
 def list_series(path: Path, member: str | None = None) -> list[Series]:
@@ -95,11 +97,46 @@ def chosen_series(files: Sequence[Entry], series: int | None) -> Series:
     """The only series, or the one that `series` names (from 1). Raises SeriesError when none is named among several."""
     found = series_of(files)
     if series is None and len(found) > 1:
-        listed = "; ".join(map(str, found[:8])) + ("; ..." if len(found) > 8 else "")
-        raise SeriesError(f"{len(found)} series lie here ({listed}). Choose one: series=1 to {len(found)}")
+        raise SeriesError(
+            f"{len(found)} series lie here ({listed(found)}). Choose one: series=1 to {len(found)}, or in a source "
+            f"description `series: {{number: 1}}`"
+        )
     if series is not None and not 1 <= series <= len(found):
         raise InputError(f"series {series} does not exist, allowed: 1 to {len(found)}")
     return found[0 if series is None else series - 1]
+
+
+def listed(found: Sequence[Series]) -> str:
+    """Series in words, without anything that could name a patient."""
+    return "; ".join(map(str, found[:8])) + ("; ..." if len(found) > 8 else "")
+
+
+def select(
+    found: Sequence[Series],
+    *,
+    modality: str | None = None,
+    description: re.Pattern[str] | None = None,
+    min_slices: int = 1,
+    number: int | None = None,
+) -> list[Series]:
+    """The series that meet every condition, or only the `number`-th of them (from 1).
+
+    `description` is searched in SeriesDescription, which may hold anything and so is never shown or stored. Raises
+    SeriesError, with what there is, when no series is left.
+    """
+    left = [
+        one
+        for one in found
+        if len(one.slices) >= min_slices
+        and modality in (None, header(one.slices[0].header, "Modality"))
+        and (description is None or description.search(str(header(one.slices[0].header, "SeriesDescription") or "")))
+    ]
+    if len(left) < (number or 1):
+        raise SeriesError(
+            f"{len(left)} of {len(found)} series meet the conditions of `series`, {number or 1} needed; there are: "
+            f"{listed(found)} (descriptions are not shown)"
+        )
+    return left if number is None else [left[number - 1]]
 
 
 def read_volume(files: Sequence[Entry], series: int | None = None) -> Volume:
@@ -108,7 +145,11 @@ def read_volume(files: Sequence[Entry], series: int | None = None) -> Volume:
     Provenance: "localisers_dropped", "others_dropped", "duplicates_dropped". Raises SeriesError when a slice has no
     geometry, slices differ in size, direction or spacing, the gantry was tilted, gaps are unequal or positions twofold.
     """
-    chosen = chosen_series(files, series)
+    return volume_of(chosen_series(files, series))
+
+
+def volume_of(chosen: Series) -> Volume:
+    """`read_volume` of a series that was chosen before."""
     slices = _sorted_by_position(chosen.slices)
     first = slices[0]
     spacing_mm = pixel_spacing(first.header)
@@ -127,28 +168,33 @@ def read_volume(files: Sequence[Entry], series: int | None = None) -> Volume:
 
 
 def read_slices(files: Sequence[Entry], series: int | None = None) -> list[Picture]:
-    """One series as pictures, as stored, in the order of their position; provenance "slice" and "position_mm".
+    """One series as pictures, as stored, in the order of `in_order`; provenance "slice" and "position_mm"."""
+    chosen = chosen_series(files, series)
+    ordered = in_order(chosen)
+    return [picture_of(one, place, index, chosen.dropped) for index, (place, one) in enumerate(ordered)]
+
+
+def in_order(chosen: Series) -> list[tuple[float | None, Slice]]:
+    """The slices of a series, nothing decoded yet, with their place in mm along the slice normal.
 
     Where a slice has no geometry, or they lie in different directions, all are in the order of InstanceNumber and have
-    no "position_mm".
+    no place.
     """
-    chosen = chosen_series(files, series)
     if all(one.has_geometry for one in chosen.slices) and _one_direction(chosen.slices):
         normal = slice_normal(chosen.slices[0].orientation)
-        located = sorted(
-            ((float(np.dot(one.position, normal)), one) for one in chosen.slices), key=lambda pair: pair[0]
-        )
-    else:
-        ordered = sorted(chosen.slices, key=lambda one: number_or(one.header, "InstanceNumber", 0))
-        located = [(math.nan, one) for one in ordered]
-    pictures = []
-    for index, (position_mm, one) in enumerate(located):
-        array_CHW, value_range = _decode(one)
-        provenance = {**provenance_of(one.header), **chosen.dropped, "slice": index}
-        if not math.isnan(position_mm):
-            provenance["position_mm"] = position_mm
-        pictures.append(Picture(array_CHW, value_range, pixel_spacing(one.header), provenance))
-    return pictures
+        located = [(float(np.dot(one.position, normal)), one) for one in chosen.slices]
+        located.sort(key=lambda pair: pair[0])
+        return [*located]
+    return [(None, one) for one in sorted(chosen.slices, key=lambda one: number_or(one.header, "InstanceNumber", 0))]
+
+
+def picture_of(one: Slice, place_mm: float | None, index: int, dropped: Mapping[str, int]) -> Picture:
+    """One slice as stored; provenance "slice" and, where it is known, "position_mm"."""
+    array_CHW, value_range = _decode(one)
+    provenance = {**provenance_of(one.header), **dropped, "slice": index}
+    if place_mm is not None:
+        provenance["position_mm"] = place_mm
+    return Picture(array_CHW, value_range, pixel_spacing(one.header), provenance)
 
 
 def _slice(entry: Entry) -> Slice | None:
