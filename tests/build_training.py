@@ -60,6 +60,17 @@ class LinearFamily:
         )
 
 
+def tiny_encoder(folder: Path) -> Path:
+    """A medical encoder with random weights, for judges that must be fast; returns the folder."""
+    from medisyn.evaluation.features.encoder import MedicalEncoder, save_network
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = MedicalEncoder(["a", "b"], widths=(8, 16), size=32)
+    save_network(network, folder, network.config)
+    return folder
+
+
 @dataclass
 class Rows:
     """`count` random rows with keys key-0, key-1, ..."""

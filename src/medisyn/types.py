@@ -185,6 +185,9 @@ class Request(_Value):
 
     `height` and `width` are pixels, multiples of the model's downsampling factor (None: the size it was trained at).
     `guidance` is the classifier-free guidance scale (1 means none). None for guidance or steps: the model's default.
+    `terms` are the parts of a prompt that combines several, each (text, weight); empty: the prompt is one, of weight 1.
+    `toward_share` says how far this item lies on the way to `toward_prompt` (text embeddings mixed) and to
+    `toward_seed` (noise mixed on the sphere), from 0 to 1.
     """
 
     key: str
@@ -196,6 +199,15 @@ class Request(_Value):
     steps: int | None = None
     guidance: float | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    terms: tuple[tuple[str, float], ...] = ()
+    toward_prompt: str = ""
+    toward_seed: int | None = None
+    toward_share: float = 0.0
+
+    @property
+    def weighted_terms(self) -> tuple[tuple[str, float], ...]:
+        """What the prompt asks for: at least one (text, weight)."""
+        return self.terms or ((self.prompt, 1.0),)
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < 1:
@@ -205,4 +217,9 @@ class Request(_Value):
                 raise InputError(f"request {self.key}: {name} must be at least 1 pixel, got {pixels}")
         if self.guidance is not None and not self.guidance >= 0:
             raise InputError(f"request {self.key}: guidance must be 0 or more, got {self.guidance}")
+        if not 0 <= self.toward_share <= 1:
+            raise InputError(f"request {self.key}: toward_share must lie in [0, 1], got {self.toward_share}")
+        if self.toward_prompt and len(self.terms) > 1:
+            raise InputError(f"request {self.key}: a prompt of several terms cannot be mixed with another prompt")
         object.__setattr__(self, "metadata", Facts(self.metadata))
+        object.__setattr__(self, "terms", tuple((text, float(weight)) for text, weight in self.terms))

@@ -6,22 +6,23 @@ MEDISYN_KILLS sets how often the run is killed (default 1): first after three st
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 import build_corpus
+import build_training
 from medisyn import runs
 from medisyn.cli import main
-from medisyn.evaluation.features.encoder import MedicalEncoder, save_network
 
 PROGRAM = "import sys; from medisyn.cli import main; sys.exit(main(sys.argv[1:]))"
 KILLS = int(os.environ.get("MEDISYN_KILLS", "1"))
+SMALL = 2_000_000
 UNET = "model/unet/diffusion_pytorch_model.safetensors"
 
 
@@ -32,11 +33,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("encoder")
-    torch.manual_seed(0)
-    network = MedicalEncoder(["a", "b"], widths=(8, 16), size=32)
-    save_network(network, folder, network.config)
-    return folder
+    return build_training.tiny_encoder(tmp_path_factory.mktemp("encoder"))
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +103,29 @@ def test_killed_and_repeated(corpus, straight, tmp_path):
     assert main(command(corpus, out)) == 0
     assert (out / UNET).read_bytes() == (straight / UNET).read_bytes()
     assert [record["step"] for record in runs.read_jsonl(out / "metrics.jsonl")] == list(range(1, 13))
+
+
+def test_a_full_disk_keeps_the_last_checkpoint_and_the_same_command_goes_on(corpus, straight, tmp_path):
+    """No file may grow beyond 2 MB from step 5 on: the state of step 8 (4.4 MB, with the average) cannot be written."""
+    out = tmp_path / "run"
+    assert main(command(corpus, out, "--steps", "4")) == 0
+    whole = (out / "checkpoints/step-00000004/state.safetensors").read_bytes()
+    assert len(whole) > SMALL
+    limited = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *command(corpus, out)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (SMALL, SMALL)),
+        capture_output=True,
+        text=True,
+    )
+    assert limited.returncode == 1
+    assert "checkpoint of step 8 could not be written: no file may grow that large here" in limited.stderr
+    assert "The checkpoint of step 4 is whole; make room" in limited.stderr
+    assert "repeat the command" in limited.stderr
+    assert [folder.name for folder in (out / "checkpoints").iterdir()] == ["step-00000004"]
+    assert (out / "checkpoints/step-00000004/state.safetensors").read_bytes() == whole
+    assert main(command(corpus, out)) == 0
+    assert (out / UNET).read_bytes() == (straight / UNET).read_bytes()
 
 
 def test_two_processes_interrupted_and_repeated(corpus, straight, tmp_path, capfd):

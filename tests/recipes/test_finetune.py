@@ -6,11 +6,12 @@ import torch
 
 import build
 import build_corpus
+import build_training
 from medisyn.corpus.loader import Corpus
 from medisyn.errors import ConfigError, CorpusError, InputError, ModelError
-from medisyn.evaluation.features.encoder import MedicalEncoder, save_network
 from medisyn.evaluation.frechet import frechet_distance
-from medisyn.recipes.finetune import encoder_digest
+from medisyn.recipes import finetune
+from medisyn.recipes.finetune import caption_digest, encoder_digest, picture_digest, size_note
 from medisyn.recipes.medisyn_v2 import MEDISYN_V2_TINY, SD_FINETUNE_TINY
 from medisyn.recipes.selection import CheckpointJudge, JudgeConfig
 
@@ -26,11 +27,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("encoder")
-    torch.manual_seed(0)
-    network = MedicalEncoder(["a", "b"], widths=(8, 16), size=32)
-    save_network(network, folder, network.config)
-    return folder
+    return build_training.tiny_encoder(tmp_path_factory.mktemp("encoder"))
 
 
 class Painter:
@@ -111,6 +108,41 @@ def test_a_split_without_samples(tmp_path, corpus):
         run.prepare(only_train, tmp_path / "run", silent, processes=1)
 
 
+def test_a_caption_is_stored_once_and_read_back_as_encode_gives_it(tmp_path):
+    """30 samples of 12 captions, of which 18 train: each row, joined from the two stores, is `encode`'s bit for bit."""
+    folder = build_corpus.tiny_corpus(tmp_path / "corpus", size=64)
+    opened = Corpus(folder)
+    family = MEDISYN_V2_TINY._family(tmp_path, opened)
+    store = MEDISYN_V2_TINY._store(family, folder, tmp_path, opened, processes=1)
+    rows = opened.rows("train")
+    assert (len(store), len(rows), len(store.shared)) == (18, 18, len({row.caption for row in rows}))
+    assert len(store.shared) < 18
+    expected = family.encode([opened.read(row) for row in rows])
+    for number in range(18):
+        assert store[number].keys() == expected.keys()
+        for name in ("text", "pooled", "time_ids"):
+            assert torch.equal(store[number][name], expected[name][number])
+    eights = [family.encode([opened.read(row) for row in rows[start : start + 8]]) for start in (0, 8, 16)]
+    assert torch.equal(torch.cat([part["mean"] for part in eights]), torch.stack([store[n]["mean"] for n in range(18)]))
+    assert len(list((tmp_path / "encoded").iterdir())) == 2
+    assert size_note(store.own).startswith("size conditioning: 0 of 18 samples tell another")
+
+
+def test_sizes_that_the_corpus_tells_are_counted_and_give_other_rows(tmp_path, monkeypatch):
+    folder = build_corpus.tiny_corpus(tmp_path / "corpus", size=64)
+    opened = Corpus(folder)
+    family = MEDISYN_V2_TINY._family(tmp_path, opened)
+    MEDISYN_V2_TINY._store(family, folder, tmp_path, opened, processes=1)
+    rows = Corpus.rows
+    facts = {"original_height": 600, "original_width": 400, "crop_top": 0, "crop_left": 100}
+    monkeypatch.setattr(Corpus, "rows", lambda *asked: [dataclasses.replace(row, **facts) for row in rows(*asked)])
+    finetune._read_index.cache_clear()
+    store = MEDISYN_V2_TINY._store(family, folder, tmp_path, opened, processes=1)
+    assert store[0]["time_ids"].tolist() == [600, 400, 0, 100, 64, 64]
+    assert size_note(store.own).startswith("size conditioning: 18 of 18 samples")
+    assert len(list((tmp_path / "encoded").iterdir())) == 3  # pictures twice, captions once
+
+
 def test_balanced_weights_by_hand(corpus):
     opened = Corpus(corpus)
     rows = opened.rows("train")
@@ -142,6 +174,24 @@ def test_the_address_of_encoded_rows_follows_the_encoder():
     assert encoder_digest(family) != before
     trained = build.tiny_model(config=dataclasses.replace(family.config, train_text_encoder=True))
     assert encoder_digest(trained) not in (before, encoder_digest(family))
+
+
+def test_pictures_and_captions_are_encoded_again_when_their_own_encoder_changes():
+    family = build.tiny_model(build.TINY_SDXL)
+    sizes = [((64, 48), (0, 0)), (None, None)]
+
+    def digests():
+        return picture_digest(family, sizes), caption_digest(family)
+
+    before = digests()
+    with torch.no_grad():
+        next(family.networks.vae.parameters()).add_(1e-3)
+    after_vae = digests()
+    assert (after_vae[0] != before[0], after_vae[1]) == (True, before[1])
+    with torch.no_grad():
+        next(family.networks.text_encoders[1].parameters()).add_(1e-3)
+    assert (digests()[0], digests()[1] != before[1]) == (after_vae[0], True)
+    assert picture_digest(family, [sizes[0], ((32, 32), (0, 8))]) != after_vae[0]  # the last picture's size, too
 
 
 def test_another_autoencoder_takes_the_place_of_the_base_model_s(tmp_path, corpus):

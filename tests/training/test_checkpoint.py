@@ -63,6 +63,7 @@ def test_a_damaged_newest_checkpoint_is_left_out(tmp_path):
     [
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "the disk is full. The checkpoint of step 1 is whole"),
         (SafetensorError("I/O error: No space left on device (os error 28)"), "the disk is full"),
+        (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), "the disk quota is used up"),
         (PermissionError(errno.EACCES, "Permission denied"), "PermissionError"),
     ],
 )

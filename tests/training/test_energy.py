@@ -3,8 +3,9 @@ import time
 import types
 
 import pytest
+import torch
 
-from medisyn.training.energy import BusyCores, EnergyMeter, RaplZone, find_counters, rapl_zones
+from medisyn.training.energy import BusyCores, EnergyMeter, RaplZone, find_counters, gpu_uuid_of, rapl_zones
 
 
 def zone(folder, name, energy, *, wraps_at=1_000_000_000):
@@ -62,32 +63,51 @@ def test_unreadable_counters_are_not_used(tmp_path):
     assert rapl_zones(tmp_path) == []
 
 
-def test_gpu_counter_by_hand(tmp_path, monkeypatch):
-    readings = iter([1_000_000, 4_600_000])  # millijoules
-    nvml = types.SimpleNamespace(
-        nvmlInit=lambda: None,
-        nvmlDeviceGetHandleByIndex=lambda index: index,
-        nvmlDeviceGetTotalEnergyConsumption=lambda handle: next(readings),
+class FakeNvml(types.SimpleNamespace):
+    """Two GPUs as NVML lists them; each reading adds what the GPU used in between, in millijoules."""
+
+    def __init__(self):
+        self.used_mj = {"GPU-aaaa": 500, "GPU-bbbb": 3_600_000}
+        self.total_mj = dict.fromkeys(self.used_mj, 10**9)
+
+    def nvmlInit(self):
+        pass
+
+    def nvmlDeviceGetHandleByUUID(self, uuid):
+        if uuid not in self.used_mj:
+            raise RuntimeError("Not Found")
+        return uuid
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle):
+        now = self.total_mj[handle]
+        self.total_mj[handle] += self.used_mj[handle]
+        return now
+
+
+def test_the_gpu_that_cuda_calls_first_is_found_in_nvml_by_its_uuid(tmp_path, monkeypatch):
+    """CUDA_VISIBLE_DEVICES=1: device 0 of this process is the machine's second GPU, which used 3.6 kJ (0.001 kWh)."""
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: types.SimpleNamespace(uuid={0: "bbbb"}[device.index])
     )
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
     zone(tmp_path / "intel-rapl:0", "package-0", 0)
-    meter = EnergyMeter(find_counters(1, 0, tmp_path))
+    uuid = gpu_uuid_of(torch.device("cuda", 0))
+    meter = EnergyMeter(find_counters(1, uuid, tmp_path))
     assert meter.kwh() == pytest.approx(0.001, rel=1e-12)
     assert meter.source == "NVML"
+    assert gpu_uuid_of(torch.device("cpu")) is None
 
 
 def test_gpu_without_pynvml(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    meter = EnergyMeter(find_counters(0, 0, tmp_path))
-    assert meter.source == f"{BusyCores.source} + GPU not measured (pip install nvidia-ml-py)"
+    meter = EnergyMeter(find_counters(0, "GPU-aaaa", tmp_path))
+    assert meter.source.startswith(f"{BusyCores.source} + GPU not measured (it needs nvidia-ml-py")
 
 
-def test_a_gpu_whose_counter_fails_is_said_not_to_be_measured(tmp_path, monkeypatch):
-    def fails():
-        raise RuntimeError("NVML Shared Library Not Found")
-
-    monkeypatch.setitem(sys.modules, "pynvml", types.SimpleNamespace(nvmlInit=fails))
-    assert "GPU not measured" in EnergyMeter(find_counters(0, 0, tmp_path)).source
+@pytest.mark.parametrize("nvml", [FakeNvml(), types.SimpleNamespace(nvmlInit=lambda: 1 / 0)])
+def test_a_gpu_that_nvml_does_not_know_or_cannot_read_is_said_not_to_be_measured(tmp_path, monkeypatch, nvml):
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    assert "GPU not measured" in EnergyMeter(find_counters(0, "GPU-part-of-one", tmp_path)).source
 
 
 def test_a_counter_is_read_although_nobody_asks(tmp_path, monkeypatch):

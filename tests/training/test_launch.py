@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import sys
@@ -21,7 +22,11 @@ from build_training import LinearFamily, run
 rank, stop = os.environ["RANK"], sys.argv[2] == "stop"
 # 2 rows per rank and step in one pass; call 1 is the memory estimate's, so call 5 is step 4
 family = LinearFamily(on_loss=lambda call: stop and rank == "1" and call == 5 and os.kill(os.getpid(), signal.SIGTERM))
-report = run(Path(sys.argv[1]), family=family)
+out = Path(sys.argv[1])
+def judge(step):
+    out.with_name(f"judged-{rank}-{step}").touch()
+    return {"score": 1.0 + int(rank)}
+report = run(out, family=family, judge=judge)
 print("rank", rank, "done", report.steps_done)
 """
 
@@ -50,6 +55,10 @@ def test_two_processes_follow_the_trajectory_of_one(tmp_path, rank_environment):
     for name in mine:
         torch.testing.assert_close(mine[name], theirs[name], rtol=1e-3, atol=1e-5)
     assert runs.read_run(tmp_path / "two")["processes"] == 2
+    judged = {path.name for path in tmp_path.glob("judged-*")}
+    assert judged == {f"judged-{rank}-{step}" for rank in (0, 1) for step in (4, 8, 10)}  # by all, once each
+    judgement = json.loads((tmp_path / "two" / "checkpoints/step-00000010/judgement.json").read_text())
+    assert judgement == {"score": 1.0}  # what the main process says
 
 
 def test_a_rank_that_fails_alone_is_shown(capfd):

@@ -215,6 +215,18 @@ def test_untrained_weights_are_not_judged(tmp_path):
     assert seen == []
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_the_judge_works_in_the_run_s_precision(tmp_path, precision):
+    seen = []
+
+    def judge(step):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return {"score": 1.0}
+
+    run(tmp_path, num_steps=4, precision=precision, judge=judge)
+    assert seen == [precision == "bf16"]
+
+
 def test_judge_preview_and_export_see_the_average_and_training_mode_returns(tmp_path):
     family = LinearFamily(dropout=0.5)
     shown = []

@@ -100,15 +100,64 @@ def test_the_address_holds_all_that_decides_the_rows(tmp_path, change):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda path: path.unlink(), lambda path: path.write_bytes(bytes(path.stat().st_size))]
-)
-def test_damage_is_noticed_on_opening(tmp_path, damage):
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"cut short")])
+def test_a_shard_that_is_missing_or_cut_short_is_noticed_on_opening(tmp_path, damage):
     encode_all(tmp_path)
     folder = next(tmp_path.iterdir())
     damage(folder / "rows-00001.safetensors")
     with pytest.raises(ReadError, match=r"rows-00001.safetensors are damaged or missing. Delete the folder"):
         EncodedStore.open(folder)
+
+
+def test_changed_bytes_are_found_when_they_are_asked_for(tmp_path):
+    store = encode_all(tmp_path)
+    store.verify()
+    path = next(tmp_path.glob("*/rows-00001.safetensors"))
+    path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
+    again = EncodedStore.open(path.parent)
+    with pytest.raises(ReadError, match=r"rows-00001.safetensors are damaged"):
+        again.verify()
+
+
+@pytest.mark.parametrize(
+    "change", [lambda text: text.replace("item-3", "item-9"), lambda text: text[:50], lambda text: "[]"]
+)
+def test_a_manifest_that_is_not_the_one_that_was_written_is_refused(tmp_path, change):
+    encode_all(tmp_path)
+    manifest = next(tmp_path.glob("*/manifest.json"))
+    manifest.write_text(change(manifest.read_text()))
+    with pytest.raises(ReadError, match=r"manifest.json are damaged or missing"):
+        encode_all(tmp_path)
+
+
+def count_hashes(monkeypatch):
+    hashed = []
+    real = runs.file_sha256
+    monkeypatch.setattr(runs, "file_sha256", lambda path: hashed.append(path.name) or real(path))
+    return hashed
+
+
+def test_shards_are_hashed_when_they_are_written_and_not_when_they_are_opened(tmp_path, monkeypatch):
+    hashed = count_hashes(monkeypatch)
+    encode_all(tmp_path)
+    assert len(hashed) == 3
+    encode_all(tmp_path)
+    EncodedStore.open(next(tmp_path.iterdir()))
+    assert len(hashed) == 3
+
+
+def test_a_store_whose_manifest_was_not_sealed_is_hashed_once_and_sealed(tmp_path, monkeypatch):
+    """As earlier versions wrote them: nothing is encoded again."""
+    encode_all(tmp_path)
+    manifest = next(tmp_path.glob("*/manifest.json"))
+    content = json.loads(manifest.read_text())
+    del content["digest"]
+    manifest.write_text(json.dumps(content))
+    hashed = count_hashes(monkeypatch)
+    for _ in range(2):
+        encode_all(tmp_path, open_encoder=lambda: pytest.fail("the shards were whole"))
+    assert len(hashed) == 3
+    assert json.loads(manifest.read_text())["digest"]
 
 
 def test_rows_that_are_not_finite_name_their_samples(tmp_path):

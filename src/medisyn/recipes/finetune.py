@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +20,12 @@ from medisyn.recipes.selection import JudgeConfig
 from medisyn.training.settings import TrainSettings, resolved
 
 if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
+
     from medisyn.families.base import Family
     from medisyn.families.stable_diffusion.model import StableDiffusion
     from medisyn.training.loop import TrainReport
-    from medisyn.training.precompute import Encode, EncodedStore
+    from medisyn.training.precompute import Encode, EncodedStore, JoinedStore, Keyed
     from medisyn.types import Request, Sample
 
 Announce = Callable[[str], object]
@@ -114,6 +117,9 @@ class StableDiffusionRun:
         self._check_size(family, opened, lambda line: None)
         store = self._store(family, corpus, out, opened, processes=1)
         family.to(local_device())
+        notes = {"size_conditioning": size_note(store.own)} if family.networks.is_xl else {}
+        for note in notes.values():
+            announce(note)
         return train(
             family,
             store,
@@ -125,6 +131,7 @@ class StableDiffusionRun:
             weights=self._weights(opened),
             config=self._record(),
             corpus=opened.fingerprint,
+            notes=notes,
             announce=announce,
         )
 
@@ -162,39 +169,63 @@ class StableDiffusionRun:
         return folder
 
     def _check_size(self, family: StableDiffusion, corpus: Any, announce: Announce) -> None:
-        native = family.resolve(_request("size", "", 0, None, None))
-        row = corpus.rows(self.split)[0]
-        height, width = corpus.read(row).item.array_CHW.shape[1:]
-        if (height, width) == (native.height, native.width):
+        from medisyn.families.stable_diffusion.load import use_size
+
+        native = family.native_size
+        height, width = corpus.read(corpus.rows(self.split)[0]).item.array_CHW.shape[1:]
+        if (height, width) == native:
             return
-        text = f"the corpus holds pictures of {height}x{width} pixels, the model makes {native.height}x{native.width}"
+        text = f"the corpus holds pictures of {height}x{width} pixels, the model makes {native[0]}x{native[1]}"
         if not self.base:
             raise ConfigError(f"{text}. Curate at that size, or set network.image_size={height}.")
         announce(f"note: {text} by default; this run trains, judges and exports it at the corpus's size")
-        rows, columns = height // family.networks.factor, width // family.networks.factor
-        family.networks.unet.register_to_config(sample_size=rows if rows == columns else (rows, columns))
+        use_size(family.networks, height, width)
 
     def _judge(self, family: Family, corpus: Any) -> Any:
         from medisyn.recipes.selection import CheckpointJudge
 
         return CheckpointJudge(family, corpus, self.judge) if self.judge.images else None
 
-    def _store(self, family: StableDiffusion, corpus: Path, out: Path, opened: Any, processes: int) -> EncodedStore:
-        from medisyn.training.precompute import SHARD_ROWS, precompute
+    def _store(self, family: StableDiffusion, corpus: Path, out: Path, opened: Any, processes: int) -> JoinedStore:
+        """Every picture and every distinct caption, encoded once; both may be shared by many runs."""
+        from medisyn.training.precompute import SHARD_ROWS, JoinedStore, precompute
 
-        keys = [row.key for row in opened.rows(self.split)]
-        shared = processes > 1 and len(keys) > SHARD_ROWS
-        elsewhere = functools.partial(_open_encoder, self, out, corpus)
-        return precompute(
-            Path(self.cache) if self.cache else out / "encoded",
-            keys,
+        rows = opened.rows(self.split)
+        captions = distinct_captions(corpus, self.split)
+
+        def encoded(
+            keys: Sequence[str], read: Callable[[int], Keyed], part: str, encoder: str, of: str
+        ) -> EncodedStore:
+            encode = getattr(family, f"encode_{part}")
+            several = processes > 1 and len(keys) > SHARD_ROWS
+            elsewhere = functools.partial(_open_encoder, self, out, corpus, part)
+            return precompute(
+                Path(self.cache) if self.cache else out / "encoded",
+                keys,
+                read,
+                elsewhere if several else lambda: encode,
+                batch_size=self.encode_batch_size,
+                engine=f"processes:{processes}" if several else "inline",
+                encoder=encoder,
+                corpus=of,
+            )
+
+        sizes = [(row.original_size, row.crop_top_left) for row in rows]
+        pictures = encoded(
+            [row.key for row in rows],
             SplitReader(corpus, self.split),
-            elsewhere if shared else lambda: family.encode,
-            encoder=encoder_digest(family),
-            corpus=opened.fingerprint,
-            batch_size=self.encode_batch_size,
-            engine=f"processes:{processes}" if shared else "inline",
+            "pictures",
+            picture_digest(family, sizes),
+            opened.fingerprint,
         )
+        shared = encoded(
+            [caption.key for caption in captions],
+            CaptionReader(corpus, self.split),
+            "captions",
+            caption_digest(family),
+            "captions",
+        )
+        return JoinedStore(pictures, shared, [caption_key(row.caption) for row in rows])
 
     def _weights(self, corpus: Any) -> Any:
         from medisyn.training.order import balanced_weights
@@ -228,6 +259,36 @@ class SplitReader:
         return corpus.read(rows[number])
 
 
+@dataclass(frozen=True)
+class Caption:
+    """A caption under its content's address."""
+
+    key: str
+    caption: str
+
+
+def caption_key(caption: str) -> str:
+    return hashlib.sha256(caption.encode()).hexdigest()[:32]
+
+
+@functools.lru_cache(maxsize=2)
+def distinct_captions(corpus: Path, split: str) -> list[Caption]:
+    """Every caption of a split once, in the order of their keys."""
+    texts = {caption_key(row.caption): row.caption for row in _read_index(corpus, split)[1]}
+    return [Caption(key, texts[key]) for key in sorted(texts)]
+
+
+@dataclass(frozen=True)
+class CaptionReader:
+    """Distinct caption number n of a split; picklable without the index, as SplitReader."""
+
+    corpus: Path
+    split: str
+
+    def __call__(self, number: int) -> Caption:
+        return distinct_captions(self.corpus, self.split)[number]
+
+
 @functools.lru_cache(maxsize=2)
 def _read_index(corpus: Path, split: str) -> tuple[Any, list[Any]]:
     from medisyn.corpus.loader import Corpus
@@ -245,8 +306,8 @@ def open_corpus(path: Path, split: str) -> Any:
     return corpus
 
 
-def _open_encoder(run: StableDiffusionRun, out: Path, corpus: Path) -> Encode:
-    """In a worker process: the family on this worker's GPU where there is one."""
+def _open_encoder(run: StableDiffusionRun, out: Path, corpus: Path, part: str) -> Encode:
+    """In a worker process: the family's encoder of "pictures" or "captions", on this worker's GPU if there is one."""
     import multiprocessing
 
     import torch
@@ -255,7 +316,18 @@ def _open_encoder(run: StableDiffusionRun, out: Path, corpus: Path) -> Encode:
     if torch.cuda.is_available():
         worker = (multiprocessing.current_process()._identity or (1,))[0] - 1
         family.to(f"cuda:{worker % torch.cuda.device_count()}")
-    return family.encode
+    encode: Encode = getattr(family, f"encode_{part}")
+    return encode
+
+
+def size_note(pictures: EncodedStore) -> str:
+    """What SDXL's size and crop conditioning was learnt from."""
+    sizes_N6 = pictures.column("time_ids")
+    told = ((sizes_N6[:, :2] != sizes_N6[:, 4:]).any(dim=1) | (sizes_N6[:, 2:4] != 0).any(dim=1)).sum()
+    return (
+        f"size conditioning: {int(told)} of {len(sizes_N6)} samples tell another original size or a crop; "
+        "the others are taken as not cropped"
+    )
 
 
 def _request(key: str, prompt: str, seed: int, steps: int | None, guidance: float | None) -> Request:
@@ -266,17 +338,44 @@ def _request(key: str, prompt: str, seed: int, steps: int | None, guidance: floa
 
 def encoder_digest(family: StableDiffusion) -> str:
     """What decides the rows of `encode`: weights of autoencoder and text encoders, vocabularies, and the kind."""
-    import hashlib
+    networks = family.networks
+    digest = hashlib.sha256()
+    for module in (networks.vae, *networks.text_encoders):
+        _add_weights(digest, module)
+    _add_vocabularies(digest, family)
+    return digest.hexdigest()[:16]
 
+
+def picture_digest(family: StableDiffusion, sizes: Sequence[object]) -> str:
+    """What decides the rows of `encode_pictures`: the weights of the autoencoder and, for SDXL, the sizes on record.
+
+    `sizes` are the original size and crop of every picture; the corpus's fingerprint does not cover them.
+    """
+    digest = hashlib.sha256(f"pictures, sizes: {family.networks.is_xl}".encode())
+    if family.networks.is_xl:
+        digest.update(runs.digest(list(sizes)).encode())
+    _add_weights(digest, family.networks.vae)
+    return digest.hexdigest()[:16]
+
+
+def caption_digest(family: StableDiffusion) -> str:
+    """What decides the rows of `encode_captions`: weights of the text encoders, vocabularies, and the kind."""
+    digest = hashlib.sha256(b"captions")
+    for module in family.networks.text_encoders:
+        _add_weights(digest, module)
+    _add_vocabularies(digest, family)
+    return digest.hexdigest()[:16]
+
+
+def _add_weights(digest: Hash, module: Any) -> None:
     import torch
 
-    digest = hashlib.sha256()
-    networks = family.networks
-    for module in (networks.vae, *networks.text_encoders):
-        for name, tensor in sorted(module.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    for tokenizer in networks.tokenizers:
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+
+def _add_vocabularies(digest: Hash, family: StableDiffusion) -> None:
+    for tokenizer in family.networks.tokenizers:
         digest.update(runs.digest([tokenizer.get_vocab(), tokenizer.model_max_length]).encode())
     digest.update(f"token ids: {family.config.train_text_encoder}".encode())
-    return digest.hexdigest()[:16]

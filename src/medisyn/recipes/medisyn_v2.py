@@ -71,7 +71,7 @@ SD_FINETUNE = dataclasses.replace(
     vae="",
     train=dataclasses.replace(
         MEDISYN_V2.train,
-        ema_decay=0.9,  # per update of 100 steps; not stated, the published Würstchen training code's value
+        ema_decay=0.9,  # per update of 100 steps; not stated: that of dome272/Wuerstchen, train_stage_C.py lines 31-33
         ema_start=1500,  # MediSyn v1 section 3.3
         ema_interval=100,  # MediSyn v1 section 3.3
     ),

@@ -7,7 +7,7 @@ to training images also fall when a model copies them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medisyn.errors import ConfigError, InputError
-from medisyn.seeding import seed_for
+from medisyn.seeding import seed_for, share
 
 if TYPE_CHECKING:
     from medisyn.evaluation.features import Extractor
@@ -48,7 +48,12 @@ class JudgeConfig:
 
 
 class CheckpointJudge:
-    """Called by the training loop with the weights to be judged in place. Raises early what would fail late."""
+    """Called by the training loop, in every process, with the weights to be judged in place.
+
+    The processes share the batches among them; a batch and its seeds are the same whatever their number, so the score
+    is too, up to the rounding of their devices. The main process computes it and tells the others.
+    Raises early what would fail late.
+    """
 
     def __init__(self, family: Family, corpus: Any, config: JudgeConfig) -> None:
         from medisyn.evaluation.features import load_extractor
@@ -69,14 +74,21 @@ class CheckpointJudge:
 
     def __call__(self, step: int) -> dict[str, Any]:
         """`score` is the Fréchet distance; the kernel distance, n and extractor stand beside it."""
+        from accelerate import PartialState
+        from accelerate.utils import broadcast_object_list
+
+        if self._real_ND is None:
+            self._real_ND = self._features(self._real)
+        generated_ND = self._features(self._generated)
+        record = [self._compared(step, generated_ND, self._real_ND) if PartialState().is_main_process else {}]
+        return broadcast_object_list(record)[0]
+
+    def _compared(self, step: int, generated_ND: np.ndarray, real_ND: np.ndarray) -> dict[str, Any]:
         from medisyn.evaluation.frechet import frechet_distance
         from medisyn.evaluation.kernel import kid
 
-        if self._real_ND is None:
-            self._real_ND = self._real()
-        generated_ND = self._generated()
-        frechet = frechet_distance(generated_ND, self._real_ND)
-        kernel = kid(generated_ND, self._real_ND, seed=self.config.seed)
+        frechet = frechet_distance(generated_ND, real_ND)
+        kernel = kid(generated_ND, real_ND, seed=self.config.seed)
         return {
             "score": frechet,
             "step": step,
@@ -84,19 +96,37 @@ class CheckpointJudge:
             "kernel_distance": kernel.value,
             "kernel_subset_size": kernel.subset_size,
             "n_generated": len(generated_ND),
-            "n_real": len(self._real_ND),
+            "n_real": len(real_ND),
             "against": self.config.against,
             "extractor": self.extractor.id,
             "preprocessing": self.extractor.preprocessing,
         }
 
-    def _real(self) -> np.ndarray:
-        """Read in batches: 10,000 pictures of 512 pixels are 8 GB."""
-        size = self.config.batch_size
-        batches = (self.rows[start : start + size] for start in range(0, len(self.rows), size))
-        return np.concatenate([self._features([self.corpus.read(row).item for row in rows]) for rows in batches])
+    def _features(self, items_of: Callable[[Sequence[Any]], Sequence[Any]]) -> np.ndarray:
+        """Features (N, D) of the items that `items_of` makes of each batch of rows, in the order of `rows`.
 
-    def _generated(self) -> np.ndarray:
+        Held in batches: 10,000 pictures of 512 pixels are 8 GB.
+        """
+        import torch
+        from accelerate import PartialState
+        from accelerate.utils import gather_object
+
+        from medisyn.recipes.corpus_images import rgb
+
+        size, place = self.config.batch_size, PartialState()
+        starts = range(0, len(self.rows), size)
+        mine = {}
+        for start in share(starts, place.process_index, place.num_processes):
+            images = [rgb(item) for item in items_of(self.rows[start : start + size])]
+            with torch.autocast(place.device.type, enabled=False):  # the extractor keeps its own precision
+                mine[start] = self.extractor(images)
+        parts = {start: part for parts in gather_object([mine]) for start, part in parts.items()}
+        return np.concatenate([parts[start] for start in starts])
+
+    def _real(self, rows: Sequence[Any]) -> Sequence[Any]:
+        return [self.corpus.read(row).item for row in rows]
+
+    def _generated(self, rows: Sequence[Any]) -> Sequence[Any]:
         from medisyn.types import Request
 
         requests = [
@@ -107,21 +137,6 @@ class CheckpointJudge:
                 steps=self.config.steps,
                 guidance=self.config.guidance,
             )
-            for row in self.rows
+            for row in rows
         ]
-        parts = []
-        for start in range(0, len(requests), self.config.batch_size):
-            batch = requests[start : start + self.config.batch_size]
-            parts.append(self._features(self.family.decode(self.family.sample(batch))))
-        return np.concatenate(parts)
-
-    def _features(self, items: Sequence[Any]) -> np.ndarray:
-        from medisyn.recipes.corpus_images import rgb
-
-        size = self.config.batch_size
-        return np.concatenate(
-            [
-                self.extractor([rgb(item) for item in items[start : start + size]])
-                for start in range(0, len(items), size)
-            ]
-        )
+        return self.family.decode(self.family.sample(requests))

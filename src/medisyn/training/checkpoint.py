@@ -29,6 +29,12 @@ from medisyn.errors import InputError, TrainingError
 from medisyn.families.base import ParamGroup
 from medisyn.training.ema import Ema
 
+REASONS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "no file may grow that large here (limit of the file system or of the shell, see `ulimit -f`)",
+}
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -101,8 +107,9 @@ class Checkpoints:
         return Checkpoint(step, target, content)
 
     def _write_error(self, step: int, error: Exception) -> TrainingError:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-        reason = "the disk is full" if full else type(error).__name__
+        # safetensors has its own error class, with the system's number in the text only
+        codes = {getattr(error, "errno", None), *map(int, re.findall(r"os error (\d+)", str(error)))}
+        reason = next((text for code, text in REASONS.items() if code in codes), type(error).__name__)
         kept = self.latest()
         where = f"The checkpoint of step {kept.step} is whole" if kept else "There is no earlier checkpoint"
         return TrainingError(

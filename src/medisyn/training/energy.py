@@ -12,7 +12,10 @@ import time
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
 
 JOULES_PER_KWH = 3.6e6
 WATTS_PER_BUSY_CORE = (
@@ -67,14 +70,18 @@ def _read_on(zone: weakref.ref[RaplZone]) -> None:
 
 
 class NvmlDevice:
-    """The energy counter of one NVIDIA GPU (Volta and later), through pynvml."""
+    """The energy counter of one NVIDIA GPU (Volta and later), through pynvml.
+
+    NVML numbers all GPUs of the machine in the order of their slots, CUDA those that CUDA_VISIBLE_DEVICES leaves, the
+    fastest first. Only the UUID is the same in both.
+    """
 
     source = "NVML"
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, uuid: str) -> None:
         self.nvml: Any = importlib.import_module("pynvml")
         self.nvml.nvmlInit()
-        self.handle = self.nvml.nvmlDeviceGetHandleByIndex(index)
+        self.handle = self.nvml.nvmlDeviceGetHandleByUUID(uuid)
         self.first_mj = self.nvml.nvmlDeviceGetTotalEnergyConsumption(self.handle)
 
     def joules(self) -> float:
@@ -84,7 +91,7 @@ class NvmlDevice:
 class UnmeasuredGpu:
     """A GPU whose counter cannot be read: it adds nothing, and the source says so."""
 
-    source = "GPU not measured (pip install nvidia-ml-py)"
+    source = "GPU not measured (it needs nvidia-ml-py and a whole GPU, not a MIG part)"
 
     def joules(self) -> float:
         return 0.0
@@ -115,7 +122,7 @@ def rapl_zones(powercap: Path = POWERCAP) -> list[Path]:
     return zones
 
 
-def find_counters(local_rank: int, cuda_index: int | None, powercap: Path = POWERCAP) -> list[Counter]:
+def find_counters(local_rank: int, gpu_uuid: str | None, powercap: Path = POWERCAP) -> list[Counter]:
     """The sensors this rank is to read; the processor estimate where the node's processor cannot be measured."""
     counters: list[Counter] = []
     zones = rapl_zones(powercap)
@@ -123,14 +130,21 @@ def find_counters(local_rank: int, cuda_index: int | None, powercap: Path = POWE
         counters.append(BusyCores())
     elif local_rank == 0:
         counters += [RaplZone(zone) for zone in zones]
-    if cuda_index is not None:
-        counters.append(_gpu_counter(cuda_index))
+    if gpu_uuid is not None:
+        counters.append(_gpu_counter(gpu_uuid))
     return counters
 
 
-def _gpu_counter(cuda_index: int) -> Counter:
+def gpu_uuid_of(device: torch.device) -> str | None:
+    """The UUID of a CUDA device as NVML writes it, whatever CUDA_VISIBLE_DEVICES holds; None for another device."""
+    import torch
+
+    return f"GPU-{torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else None
+
+
+def _gpu_counter(uuid: str) -> Counter:
     try:
-        return NvmlDevice(cuda_index)
+        return NvmlDevice(uuid)
     except Exception:  # pynvml is optional, and its own error class exists only where it does (no driver, no counter)
         return UnmeasuredGpu()
 

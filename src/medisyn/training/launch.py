@@ -22,7 +22,7 @@ from medisyn.errors import ConfigError, WorkerError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-# The main process may judge a checkpoint for hours (10,000 images in MediSyn v2) while the others wait.
+# One process may read real images from a slow disk, or write a large checkpoint, for hours while the others wait.
 COLLECTIVE_TIMEOUT = timedelta(days=2)
 SECONDS_TO_FOLLOW = 60.0  # after one process failed, the others get this long to end by themselves
 

@@ -65,20 +65,23 @@ def train(
     weights: Sequence[float] | np.ndarray | None = None,
     config: Mapping[str, Any] | None = None,
     corpus: str = "",
+    notes: Mapping[str, Any] | None = None,
     announce: Callable[[str], object] = lambda line: None,
 ) -> TrainReport:
     """Train until `settings.num_steps`, or go on with the run in `run_dir`.
 
     examples  map-style rows of `family.encode`, see `batches.Examples`; `weights`: one sampling weight per key.
-    save_model(folder), preview(png path) and judge(step) are called by the main process with the moving average in
-    place. The judge returns a mapping with "score" (lower is better); its best checkpoint becomes `run_dir/model`.
+    save_model(folder) and preview(png path) are called by the main process, judge(step) by every one, all with the
+    moving average in place; the judge also under the run's autocast. It returns a mapping with "score" (lower is
+    better), of which the main process's counts; its best checkpoint becomes `run_dir/model`.
     config, corpus: the resolved configuration and the data's fingerprint; resuming with others raises ConfigError.
+    notes: what else `run.json` is to say; it does not bind a resumed run.
 
     Raises TrainingError when a loss is not finite or a checkpoint cannot be written. SIGINT and SIGTERM end the run
     after the step at hand, with a checkpoint.
     """
     run = Run(family, examples, settings, run_dir, save_model, preview, judge, weights, announce)
-    with run.opened(config or {}, corpus), StopSignals() as signals:
+    with run.opened(config or {}, corpus, notes or {}), StopSignals() as signals:
         for rows in run.rows():
             try:
                 result, stop = run.stepper.run(rows, lambda: signals.received)

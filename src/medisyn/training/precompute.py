@@ -2,10 +2,11 @@
 
     <cache>/<address>/rows-00000.safetensors   one tensor per name, one row per (sample, variant)
                       rows-00000.json          rows, bytes and sha256 of the shard: written last, so it says "whole"
-                      manifest.json            what the address stands for, the keys, the shards: written last of all
+                      manifest.json            what the address stands for, keys, shards, a digest: written last of all
 
 The address is a digest of encoder, corpus, keys and variants, so another autoencoder or corpus never meets stale rows.
 A killed run is repeated whole: finished shards are found and kept. Memory holds one shard at a time.
+Every shard is hashed once, by the process that writes it; those of a store without a sealed manifest once more.
 Shapes here: N samples, V variants of each; row r is variant r % V of sample r // V.
 """
 
@@ -13,26 +14,35 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save
 from tqdm import tqdm
 
 from medisyn import runs
-from medisyn.errors import InputError, ReadError
+from medisyn.errors import InputError
 from medisyn.parallel import map_shards
-from medisyn.types import Sample
+from medisyn.training.store import MANIFEST, EncodedStore, JoinedStore, is_sealed, is_whole, seal
 
 if TYPE_CHECKING:
     from medisyn.families.base import Encoded
 
-Encode = Callable[[Sequence[Sample]], "Encoded"]
-Vary = Callable[[Sample, int], Sample]
+__all__ = ["SHARD_ROWS", "Encode", "EncodedStore", "JoinedStore", "Keyed", "precompute"]
+
+
+class Keyed(Protocol):
+    """What is encoded: a Sample, or anything else with a key, such as a caption."""
+
+    @property
+    def key(self) -> str: ...
+
+
+Encode = Callable[[Sequence[Any]], "Encoded"]  # of what `read` returns
+Vary = Callable[[Any, int], Keyed]
 
 SHARD_ROWS = 512
 _OPENED: dict[str, Encode] = {}  # one encoder per worker process, under its store's address
@@ -49,7 +59,7 @@ class ShardTask:
     variants: int
     keys: tuple[str, ...]  # of the samples that these rows come from
     first_sample: int
-    read: Callable[[int], Sample]
+    read: Callable[[int], Keyed]
     open_encoder: Callable[[], Encode]
     vary: Vary | None
     batch_size: int
@@ -58,7 +68,7 @@ class ShardTask:
 def precompute(
     cache: Path,
     keys: Sequence[str],
-    read: Callable[[int], Sample],
+    read: Callable[[int], Keyed],
     open_encoder: Callable[[], Encode],
     *,
     encoder: str,
@@ -83,18 +93,18 @@ def precompute(
         raise InputError(f"{variants} variants of each sample need a function that makes them")
     meaning = {"encoder": encoder, "corpus": corpus, "variants": variants, "keys": runs.digest(list(keys))}
     folder = cache / runs.digest(meaning)
-    if not (folder / "manifest.json").exists():
+    if not is_sealed(folder):
         with runs.lock(folder):
             tasks = _tasks(folder, keys, read, open_encoder, variants, vary, shard_rows, batch_size)
             shards = _encode_all(tasks, engine)
-            runs.write_json(folder / "manifest.json", {**meaning, "sample_keys": list(keys), "shards": shards})
+            runs.write_json(folder / MANIFEST, seal({**meaning, "sample_keys": list(keys), "shards": shards}))
     return EncodedStore.open(folder)
 
 
 def _tasks(
     folder: Path,
     keys: Sequence[str],
-    read: Callable[[int], Sample],
+    read: Callable[[int], Keyed],
     open_encoder: Callable[[], Encode],
     variants: int,
     vary: Vary | None,
@@ -125,7 +135,7 @@ def encode_shard(task: ShardTask) -> dict[str, Any]:
     sidecar = path.with_suffix(".json")
     if sidecar.exists():
         record: dict[str, Any] = json.loads(sidecar.read_text())
-        if _is_whole(path, record):
+        if is_whole(path, record):
             return record
     encode = _encoder(task)
     parts: list[dict[str, torch.Tensor]] = []
@@ -154,7 +164,7 @@ def _encoder(task: ShardTask) -> Encode:
     return _OPENED[task.folder.name]
 
 
-def _sample(task: ShardTask, row: int) -> Sample:
+def _sample(task: ShardTask, row: int) -> Keyed:
     number, variant = divmod(row, task.variants)
     sample = task.read(number)
     expected = task.keys[number - task.first_sample]
@@ -163,7 +173,7 @@ def _sample(task: ShardTask, row: int) -> Sample:
     return sample if task.vary is None else task.vary(sample, variant)
 
 
-def _checked(encoded: Encoded, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
+def _checked(encoded: Encoded, samples: Sequence[Keyed]) -> dict[str, torch.Tensor]:
     for name, tensor in encoded.items():
         if len(tensor) != len(samples):
             raise InputError(f"encode gave {len(tensor)} rows of {name} for {len(samples)} samples")
@@ -176,47 +186,3 @@ def _checked(encoded: Encoded, samples: Sequence[Sample]) -> dict[str, torch.Ten
                     "corpus; if all are hit, the autoencoder overflows: open it in float32 or bfloat16."
                 )
     return {name: tensor.detach().cpu() for name, tensor in encoded.items()}
-
-
-def _is_whole(path: Path, record: Mapping[str, Any]) -> bool:
-    return path.exists() and path.stat().st_size == record["bytes"] and runs.file_sha256(path) == record["sha256"]
-
-
-class EncodedStore:
-    """Rows on disk as a map-style list of dicts of tensors. Opening maps the files; rows are paged in when read."""
-
-    def __init__(self, keys: Sequence[str], variants: int, shard_rows: Sequence[int], files: Sequence[Path]) -> None:
-        self.keys, self.variants = list(keys), variants
-        self._files, self._shard_size = list(files), shard_rows[0]
-        self._num_rows = sum(shard_rows)
-        self._mapped: dict[int, dict[str, torch.Tensor]] = {}
-
-    @classmethod
-    def open(cls, folder: Path, *, verify: bool = True) -> EncodedStore:
-        """Raises ReadError when a shard is missing or, with `verify`, not the bytes that were written."""
-        manifest = json.loads((folder / "manifest.json").read_text())
-        for shard in manifest["shards"]:
-            path = folder / shard["file"]
-            if not path.exists() or path.stat().st_size != shard["bytes"] or (verify and not _is_whole(path, shard)):
-                raise ReadError(
-                    f"encoded rows {folder.name}/{shard['file']} are damaged or missing. Delete the folder "
-                    f"{folder.name} and repeat the command; it encodes them again."
-                )
-        files = [folder / shard["file"] for shard in manifest["shards"]]
-        rows = [shard["rows"] for shard in manifest["shards"]]
-        return cls(manifest["sample_keys"], manifest["variants"], rows, files)
-
-    def __len__(self) -> int:
-        return self._num_rows
-
-    def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
-        if not 0 <= row < self._num_rows:
-            raise IndexError(row)
-        shard, place = divmod(row, self._shard_size)
-        if shard not in self._mapped:
-            with safe_open(self._files[shard], framework="pt") as file:  # tensors are views of the mapped file
-                self._mapped[shard] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return {name: tensor[place] for name, tensor in self._mapped[shard].items()}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_mapped": {}}

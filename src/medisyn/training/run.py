@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 
 from medisyn import runs
 from medisyn.errors import ConfigError
@@ -20,7 +21,7 @@ from medisyn.training import memory
 from medisyn.training.batches import Examples, StepRows, stream, variants_of
 from medisyn.training.checkpoint import Checkpoint, Checkpoints, pack, unpack
 from medisyn.training.ema import Ema
-from medisyn.training.energy import EnergyMeter, find_counters
+from medisyn.training.energy import EnergyMeter, find_counters, gpu_uuid_of
 from medisyn.training.launch import accelerator_for
 from medisyn.training.log import TrainLog
 from medisyn.training.optim import build_optimizer, check_groups
@@ -28,7 +29,7 @@ from medisyn.training.order import Order
 from medisyn.training.settings import TrainSettings, keys_that_forbid_resuming, resolved
 from medisyn.training.step import LossModule, Stepper, StepResult
 
-Judge = Callable[[int], Mapping[str, Any]]
+Judge = Callable[[int], Mapping[str, Any]]  # called by every rank; the main rank's answer counts
 
 
 class Run:
@@ -62,9 +63,10 @@ class Run:
     # --- opening -----------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def opened(self, config: Mapping[str, Any], corpus: str) -> Iterator[None]:
+    def opened(self, config: Mapping[str, Any], corpus: str, notes: Mapping[str, Any]) -> Iterator[None]:
         """Hold the folder, put back the latest checkpoint, and keep the log open for the length of the block."""
         self.config, self.corpus = {**config, "train": resolved(self.settings)}, corpus
+        self.notes = notes
         with runs.lock(self.run_dir) if self.is_main else contextlib.nullcontext():
             refuse_another_run(self.run_dir, self.config, self.corpus)
             self._start()
@@ -108,8 +110,7 @@ class Run:
     def _restore(self, latest: Checkpoint | None) -> None:
         self.first_step = self.steps_done = latest.step if latest else 0
         local = self.accelerator.local_process_index
-        device = self.accelerator.device
-        counters = find_counters(local, device.index if device.type == "cuda" else None)
+        counters = find_counters(local, gpu_uuid_of(self.accelerator.device))
         before = float(latest.record.get("kwh", 0.0)) if latest and self.is_main else 0.0
         self.energy = EnergyMeter(counters, before)
         if latest:
@@ -168,27 +169,42 @@ class Run:
     def save(self, done: int) -> None:
         """A checkpoint after `done` steps, unless there is one, judged where that is due; all ranks take part."""
         kwh = self._total_kwh()
-        if not self.is_main:
-            return
+        latest = self._write_checkpoint(done, kwh) if self.is_main else None
+        self._judge(latest)
+        if self.is_main:
+            self.checkpoints.settle()
+            self._write_run_json()
+
+    def _write_checkpoint(self, done: int, kwh: float) -> Checkpoint:
         latest = self.checkpoints.latest()
         if latest is None or latest.step != done:
             state = pack(self.groups, self.ema, self.optimizer)
             with self.ema.swapped_in():
                 latest = self.checkpoints.save(done, state, self.save_model, {"kwh": kwh})
             self.family.trainable()
-        self._judge(latest)
-        self.checkpoints.settle()
-        self._write_run_json()
+        return latest
 
     def _judge(self, checkpoint: Checkpoint | None) -> None:
-        """Judge a checkpoint that was due to be judged and is not yet (a run may be killed in between)."""
-        if not self.is_main or self.judge is None or checkpoint is None or checkpoint.score is not None:
+        """Judge a checkpoint that was due to be judged and is not yet (a run may be killed in between).
+
+        The main process, which knows the checkpoint, decides; all ranks judge.
+        """
+        if self.judge is None:
             return
-        if not self.is_due("checkpoint", checkpoint.step):
+        due = checkpoint is not None and checkpoint.score is None and self.is_due("checkpoint", checkpoint.step)
+        step = self._told_by_main(checkpoint.step if checkpoint is not None and due else 0)
+        if step == 0:
             return
-        with self.ema.swapped_in():
-            self.checkpoints.add_judgement(checkpoint, self.judge(checkpoint.step))
+        with self.ema.swapped_in(), self.accelerator.autocast():
+            judgement = self.judge(step)
+        if self.is_main and checkpoint is not None:
+            self.checkpoints.add_judgement(checkpoint, judgement)
         self.family.trainable()
+
+    def _told_by_main(self, value: int) -> int:
+        if self.accelerator.num_processes == 1:
+            return value
+        return int(broadcast_object_list([value])[0])
 
     def _total_kwh(self) -> float:
         own = self.energy.kwh()
@@ -210,6 +226,7 @@ class Run:
             device=self.accelerator.device.type,
             processes=self.accelerator.num_processes,
             memory=self.memory.record(),
+            notes=dict(self.notes),
             steps_done=latest.step if latest else 0,
             energy={"kwh": latest.record.get("kwh", 0.0) if latest else 0.0, "source": self.energy.source},
         )

@@ -76,11 +76,10 @@ class Stepper:
 
         Raises NonFiniteLoss, naming the samples, when a loss or the gradient is NaN or infinite.
         """
-        torch.manual_seed(seed_for(self.settings.seed, f"dropout/{rows.step}/{self.accelerator.process_index}"))
+        self._seed_dropout(rows.step)
         losses_R = self._backward(rows)
-        losses_B, stop = self._gather(losses_R, stop_requested)
+        losses_B, grad_norm, stop = self._fetch(losses_R, self._clip(), stop_requested)
         self._guard(rows, losses_B)
-        grad_norm = self._clip()
         if not math.isfinite(grad_norm):
             self._refuse(rows, rows.keys_B, "the gradient")
         rate = learning_rate_at(rows.step, self.settings)
@@ -88,6 +87,13 @@ class Stepper:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return StepResult(float(losses_B.mean()), rate, grad_norm), stop
+
+    def _seed_dropout(self, step: int) -> None:
+        """As `torch.manual_seed` for the device in use; without CUDA that one formats a stack trace at each call."""
+        seed = seed_for(self.settings.seed, f"dropout/{step}/{self.accelerator.process_index}")
+        torch.default_generator.manual_seed(seed)
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def _backward(self, rows: StepRows) -> torch.Tensor:
         """Gradients of the mean loss over B; the reduction between ranks waits for the last pass."""
@@ -106,20 +112,28 @@ class Stepper:
             losses.append(losses_M.detach().float())
         return torch.cat(losses)
 
-    def _gather(self, losses_R: torch.Tensor, stop_requested: Callable[[], bool]) -> tuple[torch.Tensor, bool]:
-        """Losses of all ranks in the order of the batch, on the CPU, and whether any rank wants to stop."""
-        world_size = self.accelerator.num_processes
+    def _clip(self) -> torch.Tensor:
+        """Clip the gradients; their norm before that, still on the device."""
+        limit = self.settings.max_grad_norm or math.inf
+        return torch.nn.utils.clip_grad_norm_(self.parameters, limit)
+
+    def _fetch(
+        self, losses_R: torch.Tensor, norm: torch.Tensor, stop_requested: Callable[[], bool]
+    ) -> tuple[torch.Tensor, float, bool]:
+        """Losses of all ranks in the order of the batch, on the CPU, the norm, and whether any rank wants to stop.
+
+        One transfer from the device, so that it waits for the CPU once per step.
+        """
+        world_size, norm = self.accelerator.num_processes, norm.reshape(1)
         if world_size == 1:
-            return losses_R.cpu(), stop_requested()
+            fetched = torch.cat([losses_R, norm]).cpu()
+            return fetched[:-1], float(fetched[-1]), stop_requested()
         message = torch.zeros(math.ceil(self.settings.batch_size / world_size) + 1, device=losses_R.device)
         message[: len(losses_R)], message[-1] = losses_R, float(stop_requested())
-        gathered = self.accelerator.gather(message).cpu().reshape(world_size, -1)
+        fetched = torch.cat([self.accelerator.gather(message), norm]).cpu()
+        gathered, grad_norm = fetched[:-1].reshape(world_size, -1), float(fetched[-1])
         losses_B = gathered[:, :-1].T.reshape(-1)[: self.settings.batch_size]  # rank r holds slots r, r + W, ...
-        return losses_B, bool(gathered[:, -1].any())
-
-    def _clip(self) -> float:
-        limit = self.settings.max_grad_norm or math.inf
-        return float(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
+        return losses_B, grad_norm, bool(gathered[:, -1].any())
 
     def _guard(self, rows: StepRows, losses_B: torch.Tensor) -> None:
         bad = [key for key, loss in zip(rows.keys_B, losses_B.tolist(), strict=True) if not math.isfinite(loss)]

@@ -213,6 +213,7 @@ def test_generation_defaults_that_cannot_be_are_refused(folder):
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"guidance": -1.0}, "guidance must be 0 or more, got -1.0"),
         ({"guidance_rescale": 2.0}, r"guidance_rescale must lie in \[0, 1\], got 2.0"),
+        ({"height": 64}, "give both height and width in pixels, or neither, got 64 and None"),
     ],
 )
 def test_a_default_out_of_range_is_refused(options, message):

@@ -8,8 +8,10 @@ from safetensors.torch import load_file
 import build
 from medisyn.errors import ConfigError, ModelError
 from medisyn.families.stable_diffusion.config import StableDiffusionConfig
+from medisyn.families.stable_diffusion.load import use_size
 from medisyn.families.stable_diffusion.lora import LORA_FILE
 from medisyn.families.stable_diffusion.model import StableDiffusion
+from medisyn.recipes.models import open_model
 from medisyn.seeding import generator_for
 from medisyn.types import Request
 
@@ -122,3 +124,23 @@ def test_an_adapter_of_another_model_is_refused(tmp_path):
     trained(small).save(tmp_path / "adapter")
     with pytest.raises(ModelError, match=r"the adapter adapter/ does not fit its base model"):
         StableDiffusion.from_folder(large, adapter=tmp_path / "adapter")
+
+
+def test_an_adapter_samples_at_the_size_it_was_trained_at(tmp_path):
+    """The base makes 32x32 pixels; the adapter was trained on 48x64."""
+    base = build.tiny_folder(tmp_path / "base")
+    model = trained(base)
+    use_size(model.networks, 48, 64)
+    model.save(tmp_path / "adapter")
+    opened = StableDiffusion.from_folder(base, adapter=tmp_path / "adapter")
+    [picture] = opened.decode(opened.sample([REQUEST]))
+    assert picture.array_CHW.shape == (3, 48, 64)
+    assert open_model(str(tmp_path / "adapter")).resolve(REQUEST).width == 64
+    assert StableDiffusion.from_folder(base).native_size == (32, 32)
+    opened.save(tmp_path / "merged")  # a whole model keeps its size in the U-Net's config
+    assert StableDiffusion.from_folder(tmp_path / "merged").native_size == (48, 64)
+
+
+def test_a_size_that_the_autoencoder_cannot_make(tmp_path):
+    with pytest.raises(ModelError, match="size 33x32 does not divide by the autoencoder's factor 2"):
+        use_size(build.tiny_model().networks, 33, 32)

@@ -58,18 +58,32 @@ def test_a_grey_picture_is_encoded_as_its_rgb_twin():
 def test_sdxl_keeps_pooled_text_and_the_six_numbers_of_the_size():
     model = build.tiny_model(build.TINY_SDXL)
     plain, cropped = build.samples(2)
-    cropped = replace(cropped, metadata={"original_size": [600, 400], "crop": [0, 100]})
+    cropped = replace(cropped, metadata={"original_size": [600, 400], "crop_top_left": [0, 100]})
     rows = model.encode([plain, cropped])
     assert rows["text"].shape == (2, 77, 32)
     assert rows["pooled"].shape == (2, 16)
     assert rows["time_ids"].tolist() == [[32, 32, 0, 0, 32, 32], [600, 400, 0, 100, 32, 32]]
 
 
-@pytest.mark.parametrize(("name", "metadata"), [("crop", {"crop": 3}), ("original_size", {"original_size": (1, 2, 3)})])
-def test_a_size_that_is_not_two_numbers_is_refused(name, metadata):
+@pytest.mark.parametrize(("name", "value"), [("crop_top_left", 3), ("original_size", (1, 2, 3))])
+def test_a_size_that_is_not_two_numbers_is_refused(name, value):
     [sample] = build.samples(1)
     with pytest.raises(InputError, match=f"sample item-000: metadata '{name}' must be two numbers"):
-        build.tiny_model(build.TINY_SDXL).encode([replace(sample, metadata=metadata)])
+        build.tiny_model(build.TINY_SDXL).encode([replace(sample, metadata={name: value})])
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_caption_has_the_same_rows_whatever_stands_beside_it(name):
+    """Bit for bit: a caption is stored once and serves every sample that has it. One alone, 5, 8, 12 in two orders."""
+    model = build.tiny_model(NETWORKS[name])
+    samples = build.samples(12)
+    rows = model.encode(samples)
+    for chosen in ([3], [0, 1, 2, 3, 4], list(range(8)), list(range(11, -1, -1))):
+        alone = model.encode_captions([samples[n] for n in chosen])
+        assert all(torch.equal(alone[key], rows[key][chosen]) for key in alone)
+    pictures = model.encode_pictures(samples)
+    assert {*pictures, *alone} == set(rows)
+    assert all(torch.equal(pictures[key], rows[key]) for key in pictures)
 
 
 def test_pictures_that_cannot_be_encoded_are_named():

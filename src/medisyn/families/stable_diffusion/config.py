@@ -61,8 +61,13 @@ class GenerationDefaults:
     steps: int | None = None  # None: 25 for dpmpp-2m, 50 otherwise
     guidance: float = 7.0  # MediSyn v2 section 4.2
     guidance_rescale: float = 0.0  # phi of Lin et al. 2023; they use 0.7 with zero terminal SNR
+    height: int | None = None  # pixels, applied when a folder is opened; None: the U-Net's own. An adapter records
+    # the size that it was trained at, since its base's U-Net may say another
+    width: int | None = None
 
     def __post_init__(self) -> None:
+        if (self.height is None) != (self.width is None) or min(self.height or 1, self.width or 1) < 1:
+            raise ConfigError(f"give both height and width in pixels, or neither, got {self.height} and {self.width}")
         if self.solver is not None:
             _check_name("solver", self.solver, SOLVERS)
         if self.steps is not None and self.steps < 1:

@@ -21,17 +21,13 @@ from medisyn.runs import atomic_folder, write_json
 
 SETTINGS_FILE = "medisyn.json"  # beside model_index.json; plain diffusers does not look at it
 
+_PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
+_XL_PARTS = ("vae", "unet", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "scheduler")
 PARTS = {
-    "StableDiffusionPipeline": ("vae", "unet", "text_encoder", "tokenizer", "scheduler"),
-    "StableDiffusionXLPipeline": (
-        "vae",
-        "unet",
-        "text_encoder",
-        "tokenizer",
-        "text_encoder_2",
-        "tokenizer_2",
-        "scheduler",
-    ),
+    "StableDiffusionPipeline": _PARTS,
+    "StableDiffusionInpaintPipeline": _PARTS,
+    "StableDiffusionXLPipeline": _XL_PARTS,
+    "StableDiffusionXLInpaintPipeline": _XL_PARTS,
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 STORED_DTYPES = {**DTYPES, "float16": torch.float16}
@@ -97,7 +93,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     if name not in PARTS:
         raise ModelError(
             f"{folder.name}/ is a {name} model; allowed: {', '.join(PARTS)}.{closest(name, PARTS)} "
-            f"Give a Stable Diffusion 1, 2 or XL text-to-image folder."
+            f"Give a Stable Diffusion 1, 2 or XL folder, text-to-image or inpainting."
         )
     return index
 
@@ -140,7 +136,7 @@ def open_networks(folder: Path, dtype: str) -> Networks:
 
     index = read_index(folder)
     check_parts(folder, index)
-    xl = index["_class_name"] == "StableDiffusionXLPipeline"
+    xl = PARTS[index["_class_name"]] is _XL_PARTS
     encoders = [_open_part(folder / "text_encoder", CLIPTextModel, dtype)]
     tokenizers = [CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)]
     if xl:
@@ -225,6 +221,15 @@ def cast(networks: Networks, dtype: str) -> None:
         module.to(_dtype(dtype, DTYPES))
 
 
+def use_size(networks: Networks, height: int, width: int) -> None:
+    """Make this the size (pixels) of requests that leave it open. Raises ModelError for one that cannot be made."""
+    factor = networks.factor
+    if height % factor or width % factor:
+        raise ModelError(f"size {height}x{width} does not divide by the autoencoder's factor {factor}")
+    rows, columns = height // factor, width // factor
+    networks.unet.register_to_config(sample_size=rows if rows == columns else (rows, columns))
+
+
 def read_settings(folder: Path) -> dict[str, Any]:
     """`medisyn.json`: generation defaults and, for an adapter, its base. {} when a folder has none."""
     path = folder / SETTINGS_FILE
@@ -272,7 +277,7 @@ def model_folder(target: Path) -> Iterator[Path]:
 
 def pipeline_of(networks: Networks, scheduler: Any) -> Any:
     """The plain diffusers pipeline on the same networks (nothing is copied)."""
-    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+    import diffusers
 
     parts: dict[str, Any] = {
         "vae": networks.vae,
@@ -282,14 +287,16 @@ def pipeline_of(networks: Networks, scheduler: Any) -> Any:
         "tokenizer": networks.tokenizers[0],
     }
     if networks.is_xl:
-        return StableDiffusionXLPipeline(
+        xl = "StableDiffusionXLInpaintPipeline" if networks.reads_mask else "StableDiffusionXLPipeline"
+        return getattr(diffusers, xl)(
             **parts,
             text_encoder_2=networks.text_encoders[1],
             tokenizer_2=networks.tokenizers[1],
             force_zeros_for_empty_prompt=networks.zero_empty_prompt,
             add_watermarker=False,
         )
-    return StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    kind = diffusers.StableDiffusionInpaintPipeline if networks.reads_mask else diffusers.StableDiffusionPipeline
+    return kind(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 
 
 def save_networks(networks: Networks, scheduler: Any, folder: Path, dtype: str | None) -> None:

@@ -19,28 +19,31 @@ import torch
 
 from medisyn.diffusion.schedules import add_noise, alpha_bars_from_config, alpha_sigma
 from medisyn.diffusion.targets import target_for
-from medisyn.errors import ConfigError, InputError
+from medisyn.errors import ConfigError, InputError, ModelError
 from medisyn.families.base import ParamGroup
 from medisyn.families.stable_diffusion import latents as latent_space
 from medisyn.families.stable_diffusion import load, lora
+from medisyn.families.stable_diffusion.conditions import conditions_for, noise_of
 from medisyn.families.stable_diffusion.config import (
     DEFAULT_STEPS,
     GenerationDefaults,
     NetworkConfig,
     StableDiffusionConfig,
 )
+from medisyn.families.stable_diffusion.held import Held, hold
 from medisyn.families.stable_diffusion.networks import Networks, build_networks
 from medisyn.families.stable_diffusion.objective import draw, loss_per_sample
 from medisyn.families.stable_diffusion.sampler import (
     build_solver,
+    check_inpaints,
     choose_solver,
     condition_call,
     denoise,
     with_objective,
 )
-from medisyn.families.stable_diffusion.text import TextReader, lost_words, size_conditioning
+from medisyn.families.stable_diffusion.text import Captioned, TextReader, lost_words, size_conditioning
 from medisyn.seeding import generator_for
-from medisyn.types import Item, Request, Sample
+from medisyn.types import Item, Picture, Request, Sample
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -106,6 +109,9 @@ class StableDiffusion:
         if vae is not None:
             networks = replace(networks, vae=load.open_autoencoder(Path(vae), dtype))
         defaults = load.read_defaults(Path(adapter) if adapter is not None else folder)
+        if defaults.height is not None and defaults.width is not None:
+            load.use_size(networks, defaults.height, defaults.width)
+            defaults = replace(defaults, height=None, width=None)  # from here on the networks carry it
         model = cls(networks, config, solver=solver, defaults=defaults, source=source or str(folder.resolve()))
         return model.to(device)
 
@@ -145,7 +151,7 @@ class StableDiffusion:
 
     @property
     def device(self) -> torch.device:
-        return self.networks.unet.device
+        return next(self.networks.unet.parameters()).device  # diffusers' own `device` walks through all modules
 
     def to(self, device: str | torch.device) -> StableDiffusion:
         """Move all networks; returns self."""
@@ -156,25 +162,35 @@ class StableDiffusion:
     # The five words of the protocol
 
     def encode(self, samples: Sequence[Sample]) -> Encoded:
-        """Pictures (uint8, one size) and captions as the rows described above, on the CPU; nothing is drawn.
+        """Pictures (uint8, one size) and captions as the rows described above, on the CPU; nothing is drawn."""
+        return {**self.encode_pictures(samples), **self.encode_captions(samples)}
 
-        SDXL's original size and crop come from the metadata keys "original_size" (height, width) and "crop" (top,
-        left) where they are, else from the picture: not cropped.
+    def encode_pictures(self, samples: Sequence[Sample]) -> Encoded:
+        """What `encode` makes of the pictures: "mean", "logvar", and for SDXL "time_ids".
+
+        SDXL's original size and crop come from the metadata keys "original_size" (height, width) and "crop_top_left"
+        (top, left) where they are, else from the picture: not cropped.
         """
-        networks = self.networks
-        pixels = latent_space.pixels_from_samples(samples, networks.factor)
-        captions = [sample.caption for sample in samples]
+        vae = self.networks.vae
+        pixels = latent_space.pixels_from_samples(samples, self.networks.factor)
         with self._inference():
-            posterior = networks.vae.encode(pixels.to(self.device, networks.vae.dtype)).latent_dist
-            rows = {"mean": posterior.mean, "logvar": posterior.logvar}
-            if self.config.train_text_encoder:
-                rows |= self._text.tokens(captions)
-            else:
-                rows |= self._text.embed(self._text.tokens(captions))
-        if networks.is_xl:
+            posterior = vae.encode(pixels.to(self.device, vae.dtype)).latent_dist
+        rows = {"mean": posterior.mean, "logvar": posterior.logvar}
+        if self.networks.is_xl:
             height, width = pixels.shape[2:]
             rows["time_ids"] = torch.tensor([size_conditioning(sample, height, width) for sample in samples])
-        return {name: row.cpu() if row.dtype == torch.int64 else row.float().cpu() for name, row in rows.items()}
+        return {name: row.float().cpu() for name, row in rows.items()}
+
+    def encode_captions(self, samples: Sequence[Captioned]) -> Encoded:
+        """What `encode` makes of the captions: "text" and for SDXL "pooled", or the token ids.
+
+        A caption's rows are the same, bit for bit, whichever captions stand beside it.
+        """
+        captions = [sample.caption for sample in samples]
+        if self.config.train_text_encoder:
+            return self._text.tokens(captions)
+        with self._inference():
+            return {name: row.float().cpu() for name, row in self._text.embed_alike(captions).items()}
 
     def loss(self, encoded: Encoded, draws: Sequence[torch.Generator]) -> torch.Tensor:
         """Loss per sample (B,), float32. Row i draws from draws[i]: posterior noise, timestep, noise, caption drop."""
@@ -187,7 +203,7 @@ class StableDiffusion:
         alpha, sigma = alpha_sigma(self._alpha_bars_T, drawn.timesteps_B)
         noisy = add_noise(clean, drawn.noise_BChw, alpha, sigma)
 
-        conditions = self._conditions(encoded, drawn.dropped_B)
+        conditions = self._conditions(encoded, drawn.dropped_B, device)
         prediction = condition_call(networks.unet, noisy, drawn.timesteps_B, conditions)
         target = target_for(self._prediction_type, clean, drawn.noise_BChw, alpha, sigma)
         alpha_bars_B = self._alpha_bars_T.to(device)[drawn.timesteps_B]
@@ -199,30 +215,59 @@ class StableDiffusion:
         Row i starts from the noise of requests[i].seed whatever the batch. Across batch sizes the matrix library may
         round differently: decoded pictures then differ by at most 1 grey level in float32.
         """
-        resolved = [self.resolve(request) for request in requests]
+        if self.networks.reads_mask:
+            raise InputError(
+                "this is an inpainting checkpoint: it paints into a picture. Use `medisyn generate inpaint` with an "
+                "image and a mask, or choose its text-to-image sibling"
+            )
+        return self._sample([self.resolve(request) for request in requests], None)
+
+    def _sample(self, resolved: Sequence[Request], held: Held | None) -> torch.Tensor:
         height, width, steps, guidance = _common(resolved)
-        channels, factor = self.networks.unet.config.in_channels, self.networks.factor
-        shape = (channels, height // factor, width // factor)
+        factor = self.networks.factor
+        shape = (self.networks.vae.config.latent_channels, height // factor, width // factor)
         with self._inference():
             generators = [generator_for(request.seed, "noise") for request in resolved]
-            noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-            conditional = self._text.embed(self._text.tokens([request.prompt for request in resolved]))
-            blank = self._text.negative([request.negative_prompt for request in resolved])
-            if self.networks.is_xl:
-                sizes = [height, width, 0, 0, height, width]
-                time_ids = torch.tensor([sizes] * len(resolved), dtype=torch.float32, device=self.device)
-                conditional, blank = {**conditional, "time_ids": time_ids}, {**blank, "time_ids": time_ids}
+            noise = torch.stack(
+                [noise_of(request, generator, shape) for request, generator in zip(resolved, generators, strict=True)]
+            )
+            sizes = (height, width, 0, 0, height, width) if self.networks.is_xl else None
             return denoise(
                 self.networks.unet,
                 self._sampling_scheduler,
                 noise.to(self.device),
-                conditional,
-                blank,
+                conditions_for(self._text, resolved, sizes),
                 steps=steps,
                 guidance=guidance,
                 guidance_rescale=self.defaults.guidance_rescale,
                 generators=generators,
+                held=held,
             )
+
+    def inpaint(
+        self, requests: Sequence[Request], pictures: Sequence[Picture], masks_BHW: torch.Tensor, *, strength: float
+    ) -> torch.Tensor:
+        """Latents (B, C, h, w) of pictures (uint8, of the requests' common size) painted anew where the mask is 1.
+
+        masks_BHW: (B, H, W) from 0 (held) to 1. strength in (0, 1]: the share of the steps that are made; below 1 the
+        masked part keeps some of what was there. What the latents show outside the mask comes near the picture and is
+        not equal to it: put the picture itself there. Raises InputError for sizes that do not fit, ConfigError for a
+        checkpoint that was distilled for its own schedule.
+        """
+        check_inpaints(self.networks.scheduler_config)
+        resolved = [self.resolve(request) for request in requests]
+        pixels = latent_space.pixels_from_samples(
+            [Sample(r.key, picture, r.prompt) for r, picture in zip(resolved, pictures, strict=True)],
+            self.networks.factor,
+        )
+        if {pixels.shape[2:], masks_BHW.shape[1:]} != {_common(resolved)[:2]}:
+            raise InputError(
+                f"pictures of {tuple(pixels.shape[2:])} and masks of {tuple(masks_BHW.shape[1:])} pixels do not fit "
+                f"requests of {_common(resolved)[:2]}"
+            )
+        with self._inference():
+            held = hold(self.networks, pixels.to(self.device), masks_BHW.to(self.device), strength)
+        return self._sample(resolved, held)
 
     def decode(self, latents: torch.Tensor) -> list[Item]:
         """Latents of `sample` as uint8 RGB pictures. Raises ModelError when a number is not finite."""
@@ -235,6 +280,8 @@ class StableDiffusion:
     def trainable(self) -> list[ParamGroup]:
         """The U-Net (or its LoRA), and the text encoders where they are trained; puts these in training mode."""
         networks = self.networks
+        if networks.reads_mask:
+            raise ModelError("an inpainting checkpoint cannot be trained here; train its text-to-image sibling")
         networks.unet.train()
         groups = [ParamGroup("unet", _with_gradients([networks.unet]))]
         if self.config.train_text_encoder:
@@ -246,12 +293,18 @@ class StableDiffusion:
 
     # What else a user of the model asks
 
-    def resolve(self, request: Request) -> Request:
-        """The request with size, steps and guidance filled in. Raises InputError for a size the model cannot make."""
+    @property
+    def native_size(self) -> tuple[int, int]:
+        """Height and width in pixels of what the model makes when a request leaves them open."""
         side = self.networks.unet.config.sample_size
         rows, columns = (side, side) if isinstance(side, int) else side
+        return rows * self.networks.factor, columns * self.networks.factor
+
+    def resolve(self, request: Request) -> Request:
+        """The request with size, steps and guidance filled in. Raises InputError for a size the model cannot make."""
         factor = self.networks.factor
-        height, width = request.height or rows * factor, request.width or columns * factor
+        height, width = self.native_size
+        height, width = request.height or height, request.width or width
         if height % factor or width % factor or min(height, width) < factor:
             raise InputError(
                 f"request {request.key}: size {height}x{width} must be a multiple of {factor} pixels. "
@@ -265,12 +318,16 @@ class StableDiffusion:
             guidance=self.defaults.guidance if request.guidance is None else request.guidance,
         )
 
+    def known_tokens(self) -> list[str]:
+        """The words that were added to the tokenizer, such as "<prostate-mri>": what textual inversion learnt."""
+        return sorted({token for tokenizer in self.networks.tokenizers for token in tokenizer.get_added_vocab()})
+
     def lost_words(self, prompt: str) -> str:
         """The words at the end of the prompt that the text encoder's window cuts off; "" when all fit."""
         return lost_words(self.networks.tokenizers, prompt)
 
     def save(self, folder: Path | str, *, dtype: str | None = None) -> None:
-        """Write an ordinary diffusers folder; with LoRA the adapter alone, and the name of its base.
+        """Write an ordinary diffusers folder; with LoRA the adapter alone, the name of its base, and its own size.
 
         `dtype` ("float16", "bfloat16", "float32") is what full weights are stored in; None: as they are.
         Atomic: the folder appears whole. Raises ModelError when the folder holds files that are not a model.
@@ -279,7 +336,8 @@ class StableDiffusion:
         with load.model_folder(Path(folder)) as target:
             if self.config.lora_rank:
                 lora.save_lora(self.networks, self.config, target)
-                load.write_settings(target, base=self.source, defaults=defaults)
+                height, width = self.native_size
+                load.write_settings(target, base=self.source, defaults={**defaults, "height": height, "width": width})
             else:
                 scheduler = build_solver("checkpoint", self.networks.scheduler_config)
                 load.save_networks(self.networks, scheduler, target, dtype)
@@ -298,8 +356,8 @@ class StableDiffusion:
             for module in modules:
                 module.train()
 
-    def _conditions(self, encoded: Encoded, dropped_B: torch.Tensor) -> dict[str, torch.Tensor]:
-        rows = {name: encoded[name].to(self.device) for name in encoded if name not in ("mean", "logvar")}
+    def _conditions(self, encoded: Encoded, dropped_B: torch.Tensor, device: torch.device) -> dict[str, torch.Tensor]:
+        rows = {name: encoded[name].to(device) for name in encoded if name not in ("mean", "logvar")}
         text = self._text.drop(rows, dropped_B)
         return {**text, "time_ids": rows["time_ids"]} if "time_ids" in rows else text
 

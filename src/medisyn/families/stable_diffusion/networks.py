@@ -31,11 +31,17 @@ class Networks:
 
     def __post_init__(self) -> None:
         latents, channels = self.vae.config.latent_channels, self.unet.config.in_channels
-        if latents != channels:
+        if channels not in (latents, 2 * latents + 1):
             raise ModelError(
-                f"the U-Net reads {channels} channels and the autoencoder makes {latents}: this is not a text-to-image "
-                f"model (inpainting and depth models have more channels). Choose its text-to-image sibling."
+                f"the U-Net reads {channels} channels and the autoencoder makes {latents}: this is neither a "
+                f"text-to-image model ({latents} channels) nor an inpainting one ({2 * latents + 1}: latents, mask, "
+                f"masked latents). Depth and upscaling models are not offered; choose their text-to-image sibling."
             )
+
+    @property
+    def reads_mask(self) -> bool:
+        """Whether this is an inpainting checkpoint: its U-Net reads noisy latents, mask and masked latents."""
+        return bool(self.unet.config.in_channels != self.vae.config.latent_channels)
 
     @property
     def is_xl(self) -> bool:

@@ -1,6 +1,6 @@
 """From noise to latents: which solver, and the loop around the U-Net.
 
-Shapes here: B requests, C latent channels, h, w latent rows and columns, L text tokens, E text width.
+Shapes here: B requests, C latent channels, h, w latent rows and columns, L text tokens, E text width, P pooled width.
 The loop is diffusers' pipeline in its order of operations, so that the same noise gives the same image.
 """
 
@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 
-from medisyn.diffusion.guidance import guide, rescale_guided
 from medisyn.diffusion.schedules import check_zero_snr
 from medisyn.diffusion.targets import check_prediction_type
 from medisyn.errors import ConfigError, ModelError, closest
+from medisyn.families.stable_diffusion.conditions import Conditions
 from medisyn.families.stable_diffusion.config import SOLVERS
+from medisyn.families.stable_diffusion.held import Held
 
 # Schedulers whose checkpoints are ordinary diffusion models: another solver may be put in their place. The others
 # (LCM, TCD, EDM, ...) belong to distilled or differently trained networks and keep their own.
@@ -61,6 +62,13 @@ def choose_solver(solver: str | None, scheduler_config: Mapping[str, Any]) -> st
             f"schedule. Use solver 'checkpoint'."
         )
     return solver
+
+
+def check_inpaints(scheduler_config: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a checkpoint whose noise levels are not those of an ordinary diffusion model."""
+    own = str(scheduler_config.get("_class_name"))
+    if own not in EXCHANGEABLE:
+        raise ConfigError(f"inpainting needs an ordinary diffusion checkpoint; this one was made for {own}")
 
 
 def with_objective(
@@ -111,32 +119,34 @@ def denoise(
     unet: Any,
     scheduler: Any,
     noise_BChw: torch.Tensor,
-    conditional: Mapping[str, torch.Tensor],
-    unconditional: Mapping[str, torch.Tensor],
+    conditions: Conditions,
     *,
     steps: int,
     guidance: float,
     guidance_rescale: float,
     generators: Sequence[torch.Generator],
+    held: Held | None = None,
 ) -> torch.Tensor:
-    """Latents (B, C, h, w) float32 from unit noise; the two conditions are what `condition_call` takes as `text`.
+    """Latents (B, C, h, w) float32 from unit noise; `generators` feed solvers that add noise.
 
-    One U-Net call per step on 2B rows, or on B rows when guidance is 1. `generators` feed solvers that add noise.
+    `held` is what an inpainting keeps of a picture; it may let the loop start later.
     """
     scheduler = copy.deepcopy(scheduler)  # it counts its steps
     scheduler.set_timesteps(steps, device=noise_BChw.device)
-    guided = guidance != 1
-    text = _stack(unconditional, conditional) if guided else dict(conditional)
     step_arguments = _step_arguments(scheduler, generators)
-    latents = noise_BChw * scheduler.init_noise_sigma
-    for timestep in scheduler.timesteps:
-        doubled = torch.cat([latents, latents]) if guided else latents
-        prediction = condition_call(unet, scheduler.scale_model_input(doubled, timestep), timestep, text)
-        if guided:
-            blank, asked = prediction.chunk(2)
-            prediction = guide(blank, asked, guidance)
-            if guidance_rescale > 0:
-                prediction = rescale_guided(prediction, asked, guidance_rescale)
+    latents, first = noise_BChw * scheduler.init_noise_sigma, 0
+    if held is not None:
+        latents, first = held.begin(scheduler, noise_BChw, steps)
+    for number, timestep in enumerate(scheduler.timesteps[first:], start=first):
+        noisy = scheduler.scale_model_input(latents, timestep)
+        read = noisy if held is None else held.beside(noisy)
+
+        def call(rows: torch.Tensor, text: Mapping[str, torch.Tensor], now: torch.Tensor = timestep) -> torch.Tensor:
+            return condition_call(unet, rows, now, text)
+
+        prediction = conditions.predict(call, read, guidance, guidance_rescale)
+        if held is not None:
+            prediction = held.keep(scheduler, number, noisy, prediction)
         latents = scheduler.step(prediction, timestep, latents, **step_arguments, return_dict=False)[0]
     return latents
 
@@ -145,7 +155,7 @@ def condition_call(
     unet: Any, noisy_BChw: torch.Tensor, timesteps: torch.Tensor, text: Mapping[str, torch.Tensor]
 ) -> torch.Tensor:
     """The U-Net's answer, float32. `text` holds "text" (B, L, E); for SDXL also "pooled" (B, P), "time_ids" (B, 6)."""
-    dtype = unet.dtype
+    dtype = next(unet.parameters()).dtype  # diffusers' own `dtype` walks through all modules
     extra = {"text_embeds": text["pooled"].to(dtype), "time_ids": text["time_ids"]} if "pooled" in text else None
     prediction = unet(
         noisy_BChw.to(dtype),
@@ -155,10 +165,6 @@ def condition_call(
         return_dict=False,
     )[0]
     return prediction.float()
-
-
-def _stack(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: torch.cat([first[name], second[name]]) for name in second}
 
 
 def _step_arguments(scheduler: Any, generators: Sequence[torch.Generator]) -> dict[str, Any]:

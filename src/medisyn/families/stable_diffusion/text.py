@@ -6,7 +6,7 @@ Shapes here: B prompts, L tokens of the window, E embedding width (summed over t
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -15,6 +15,15 @@ from medisyn.families.stable_diffusion.networks import Networks
 from medisyn.types import Sample
 
 START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
+CAPTIONS_AT_ONCE = 8  # of embed_alike
+SIZE_KEYS = ("original_size", "crop_top_left")  # metadata: rows and columns in pixels, before resizing and cropping
+
+
+class Captioned(Protocol):
+    """A Sample, or a caption on its own."""
+
+    @property
+    def caption(self) -> str: ...
 
 
 class TextReader:
@@ -49,6 +58,15 @@ class TextReader:
         second = encoders[1](tokens["token_ids_2"].to(device), output_hidden_states=True)
         text = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
         return {"text": text, "pooled": second.text_embeds}
+
+    def embed_alike(self, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """`embed`, always on CAPTIONS_AT_ONCE prompts: another number of rows would round differently."""
+        parts = []
+        for start in range(0, len(prompts), CAPTIONS_AT_ONCE):
+            batch = list(prompts[start : start + CAPTIONS_AT_ONCE])
+            filled = batch + [""] * (CAPTIONS_AT_ONCE - len(batch))
+            parts.append({name: row[: len(batch)] for name, row in self.embed(self.tokens(filled)).items()})
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def empty(self) -> dict[str, torch.Tensor]:
         """The conditions of "no text", one row."""
@@ -120,7 +138,7 @@ def tokenize(tokenizer: Any, prompts: Sequence[str]) -> torch.Tensor:
 def size_conditioning(sample: Sample, height: int, width: int) -> list[float]:
     """SDXL's six numbers: original height, width, crop top, left, picture height, width (Podell et al. 2023)."""
     numbers: list[float] = []
-    for name, otherwise in (("original_size", (height, width)), ("crop", (0, 0))):
+    for name, otherwise in zip(SIZE_KEYS, ((height, width), (0, 0)), strict=True):
         pair = sample.metadata.get(name, otherwise)
         if not isinstance(pair, Sequence) or len(pair) != 2:
             raise InputError(
