@@ -145,6 +145,10 @@ def test_the_command(corpus, encoder, synthetic, tmp_path, capsys):
     assert result["measures"][0]["extractor"] == load_encoder(encoder).id
     assert result_from_dict(result).measure("frechet").value == result["measures"][0]["value"]
 
+    # likeness within a class: 2 pairs of each on both sides, as five generated images allow; noise is unlike noise
+    assert [(row["name"], row["num_pairs"]) for row in result["diversity"]["real"]] == [("", 4)]
+    assert result["diversity"]["generated"][-1]["value"] < 0.9
+
     # classes: from the captions, as the prompts were the corpus's own
     assert [(row["name"], row["n"]) for row in result["classes"]["generated"]] == [
         ("histopathology/blue", 5),
@@ -161,16 +165,9 @@ def test_the_command(corpus, encoder, synthetic, tmp_path, capsys):
     assert result["copies"]["held-out real"]["n"] == 12
 
     out = tmp_path / "out"
-    names = sorted(path.name for path in out.iterdir())
-    assert names == [
-        "classes.csv",
-        "copies.csv",
-        "counts.csv",
-        "measures.csv",
-        "report.html",
-        "result.json",
-        "run.json",
-    ]
+    names = {path.name for path in out.iterdir()}
+    tables = {"classes.csv", "copies.csv", "counts.csv", "diversity.csv", "measures.csv"}
+    assert names >= tables | {"report.html", "result.json", "run.json"}
     html = (out / "report.html").read_text()
     assert "mirrored (horizontal)" in html
     assert "Fewer than 100 images" in html
@@ -193,6 +190,17 @@ def test_without_judge_and_neighbours_against_a_corpus_of_generated_images(corpu
     assert any("a model that copies them looks good" in warning for warning in found.warnings)
     assert found.result.measure("precision").value == 1.0
     assert not (tmp_path / "out" / "copies.csv").exists()
+    for measure in found.result.measures:
+        assert measure.name != "frechet_extrapolated"  # 20 images are too few for a line
+
+
+def test_without_diversity(corpus, encoder, synthetic, tmp_path):
+    settings = EvaluateSettings(judge="none", neighbours=0, resamples=2, diversity_pairs=0, mmd_alpha=0.125)
+    found = evaluate_images(synthetic, corpus, settings, weights=encoder, cache=tmp_path / "c", out=tmp_path / "o")
+    assert found.diversity is None
+    assert not (tmp_path / "o" / "diversity.csv").exists()
+    assert found.result.measure("mmd").kernel_alpha == 0.125
+    assert "alpha = 0.125 as given" in (tmp_path / "o" / "report.html").read_text()
 
 
 def test_the_judge_is_trained_once_per_corpus(corpus, encoder, synthetic, tmp_path, monkeypatch):
@@ -327,7 +335,7 @@ def test_class_mix_by_hand():
 
 
 def test_settings_are_checked():
-    with pytest.raises(InputError, match="neighbours must be 0 or more"):
+    with pytest.raises(InputError, match="neighbours and diversity pairs must be 0 or more"):
         EvaluateSettings(neighbours=-1)
 
 

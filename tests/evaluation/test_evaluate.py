@@ -25,7 +25,7 @@ def result():
 
 def test_every_measure_has_its_context(result):
     names = [measure.name for measure in result.measures]
-    assert names == ["frechet", "kid", "precision", "recall", "density", "coverage"]
+    assert names == ["frechet", "kid", "mmd", "precision", "recall", "density", "coverage"]
     assert names == [measure.name for measure in result.baseline]
     for measure in (*result.measures, *result.baseline):
         assert (measure.n_first, measure.n_real, measure.dim) == (50, 50, 6)
@@ -38,7 +38,8 @@ def test_the_shifted_set_is_further_than_the_real_baseline(result):
     # |shift|^2 = 6 is added to a finite-sample floor that the baseline shows
     assert result.measure("frechet").value > 4 + result.baseline[0].value
     assert result.measure("kid").value > result.baseline[1].value + 0.1
-    assert result.measure("coverage").value < result.baseline[5].value
+    assert result.measure("mmd").value > result.baseline[2].value + 0.1
+    assert result.measure("coverage").value < result.baseline[-1].value
     assert "lowered from 1000" in result.measure("kid").note
 
 
@@ -93,7 +94,8 @@ def test_runs_that_do_not_compare_are_refused(result, change, message):
 
 
 def test_other_settings_or_measures_are_refused(result):
-    for change in ({"nearest_k": 3}, {"kid_subset_size": 10}, {"kid_subsets": 7}, {"seed": 4}):
+    changes = ({"nearest_k": 3}, {"kid_subset_size": 10}, {"kid_subsets": 7}, {"mmd_alpha": 0.2}, {"seed": 4})
+    for change in changes:
         with pytest.raises(InputError, match=f"settings differ in {next(iter(change))}"):
             compare(result, replace(result, settings=replace(QUICK, **change)))
     with pytest.raises(InputError, match="different measures"):
@@ -105,6 +107,54 @@ def test_runs_against_other_real_images_are_refused(result):
     elsewhere = evaluate(features(60, 1, shift=1.0), features(50, 7), features(80, 3), QUICK)
     with pytest.raises(InputError, match="real images were not the same"):
         compare(result, elsewhere)
+
+
+def test_runs_with_two_kernels_are_refused(result):
+    other = tuple(replace(m, kernel_alpha=0.5) if m.name == "mmd" else m for m in result.measures)
+    with pytest.raises(InputError, match=r"the kernel of mmd has alpha 0\.\d+ in the first and 0\.5 in the second"):
+        compare(result, replace(result, measures=other))
+
+
+def test_the_kernel_is_that_of_the_real_images_and_is_on_record(result):
+    other = evaluate(features(60, 1, shift=9.0), features(50, 2), features(80, 3), QUICK)
+    alphas = {m.kernel_alpha for r in (result, other) for m in (*r.measures, *r.baseline) if m.name == "mmd"}
+    assert len(alphas) == 1  # whatever was generated
+    assert f"alpha = {alphas.pop():.6g}" in result.measure("mmd").note
+    given = evaluate(features(60, 1), features(50, 2), features(80, 3), replace(QUICK, mmd_alpha=0.25))
+    assert given.measure("mmd").kernel_alpha == 0.25
+    assert "(given)" in given.measure("mmd").note
+
+
+def test_unit_features_get_cmmd():
+    def unit(n, seed):
+        part = features(n, seed)
+        return replace(part, features_ND=part.features_ND / np.linalg.norm(part.features_ND, axis=1, keepdims=True))
+
+    found = evaluate(unit(20, 1), unit(20, 2), unit(20, 3), QUICK)
+    assert found.measure("cmmd").value >= 0
+    assert "sigma 10" in found.measure("cmmd").note
+
+
+def test_the_extrapolated_distance_is_labelled():
+    found = evaluate(features(90, 1), features(90, 2), features(90, 3), replace(QUICK, resamples=2))
+    measure = found.measure("frechet_extrapolated")
+    assert "extrapolated to infinite n from 22 to 90 images" in measure.note
+    assert "unreliable below 2,000 images" in measure.note
+    assert measure.value < found.measure("frechet").value
+    assert measure.interval.method == "least squares"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((5, 20, 20), r"generated set: precision and recall with 5 nearest neighbours need at least 6 images, got 5"),
+        ((20, 4, 20), "held-out real set: .*got 4"),
+        ((20, 20, 1), r"real baseline \(training\) set: .*got 1"),
+    ],
+)
+def test_the_set_that_is_too_small_is_named(sizes, message):
+    with pytest.raises(InputError, match=message):
+        evaluate(*(features(n, seed) for seed, n in enumerate(sizes)), QUICK)
 
 
 def test_sets_of_two_extractors_are_refused():

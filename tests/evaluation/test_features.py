@@ -1,6 +1,7 @@
 """Extractors at random weights: sizes, determinism, refusal of wrong files; and the feature cache."""
 
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from medisyn.errors import BusyError, ConfigError, InputError, ModelError
+from medisyn.errors import BusyError, ConfigError, InputError, ModelError, RangeError
 from medisyn.evaluation.features import check_images, load_extractor
 from medisyn.evaluation.features.cache import FeatureCache, extract
 from medisyn.evaluation.features.encoder import EncoderExtractor, MedicalEncoder, load_encoder, save_network
@@ -87,7 +88,7 @@ def test_inception_preprocessings_differ_and_are_named(inception):
     assert clean.id == bilinear.id == "inception-2015-12-05:abababab"
     assert clean.preprocessing == "squash299-clean-bicubic"
     assert bilinear.preprocessing == "squash299-torch-bilinear"
-    with pytest.raises(InputError, match="clean or torch-bilinear, got 'nearest'"):
+    with pytest.raises(InputError, match="one of clean, torch-bilinear, torch-antialias, tf-bilinear, got 'nearest'"):
         InceptionExtractor(inception, "", "nearest")
 
 
@@ -356,3 +357,56 @@ def test_a_damaged_cache_is_named(tmp_path):
 def test_nothing_to_extract():
     with pytest.raises(InputError, match="no images to extract features from"):
         extract(MeanExtractor(), [])
+
+
+class BadExtractor(MeanExtractor):
+    def __init__(self, features):
+        super().__init__()
+        self.features = features
+
+    def __call__(self, images):
+        return self.features
+
+
+def test_nan_features_are_named_and_not_kept(tmp_path):
+    broken = BadExtractor(np.array([[1, 2, 3], [1, np.nan, 3]], np.float32))
+    cache = FeatureCache(tmp_path, broken)
+    with pytest.raises(RangeError, match="extractor mean:1: 1 of the items 1 to 2 have NaN"):
+        extract(broken, readable(2), cache)
+    assert len(FeatureCache(tmp_path, broken)) == 0
+
+
+def test_an_extractor_that_gives_another_width_is_refused():
+    with pytest.raises(ModelError, match=r"features of shape \(2, 4\) for 2 items, expected \(2, 3\)"):
+        extract(BadExtractor(np.zeros((2, 4), np.float32)), readable(2))
+
+
+def test_a_cache_that_lost_its_features_or_has_a_foreign_index_is_named(tmp_path):
+    extractor = MeanExtractor()
+    cache = FeatureCache(tmp_path, extractor)
+    extract(extractor, readable(3), cache)
+    (cache.folder / "rows.f32").unlink()
+    with pytest.raises(InputError, match="its file of features is damaged"):
+        FeatureCache(tmp_path, extractor).get(["sha-0"])
+    (cache.folder / "index.jsonl").write_text('{"sha256": "sha-0", "row": "x"}\n')
+    with pytest.raises(InputError, match=r"its index is damaged\. Delete that folder"):
+        FeatureCache(tmp_path, extractor)
+
+
+def test_extraction_holds_one_batch_of_pixels():
+    alive, most = set(), 0
+
+    def read(seed):
+        picture = noise(seed)
+        alive.add(seed)
+        weakref.finalize(picture, alive.discard, seed)
+        return picture
+
+    class Counting(MeanExtractor):
+        def __call__(self, images):
+            nonlocal most
+            most = max(most, len(alive))
+            return super().__call__(images)
+
+    extract(Counting(), [(str(seed), lambda seed=seed: read(seed)) for seed in range(60)], batch_size=5)
+    assert most <= 10  # the batch, and at most the one before, for 60 images as for 6,000

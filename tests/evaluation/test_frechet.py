@@ -6,7 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medisyn.errors import InputError, RangeError
-from medisyn.evaluation.frechet import check_pair, frechet_distance, frechet_from_moments
+from medisyn.evaluation.frechet import (
+    check_pair,
+    frechet_distance,
+    frechet_extrapolated,
+    frechet_from_moments,
+    frechet_weighted,
+)
 
 
 def gaussian(n, dim, seed=0, scale=1.0):
@@ -118,3 +124,76 @@ def test_nan_features_are_refused():
     broken[2, 3] = np.nan
     with pytest.raises(RangeError, match="second set: 1 images have NaN"):
         frechet_distance(np.zeros((4, 8)), broken)
+
+
+def test_an_error_names_the_set():
+    with pytest.raises(InputError, match="generated set: this measure needs at least 6 images, got 5"):
+        check_pair(np.zeros((9, 2)), np.zeros((5, 2)), at_least=6, names=("real set", "generated set"))
+
+
+@pytest.mark.parametrize(("n", "dim"), [(30, 8), (12, 40)], ids=["many images", "few images"])
+def test_weights_are_repeated_images(n, dim):
+    a, b = gaussian(n, dim), gaussian(n + 3, dim, seed=1) + 0.2
+    rng = np.random.default_rng(2)
+    drawn = rng.integers(0, len(a), len(a)), rng.integers(0, len(b), len(b))
+    times = [np.bincount(index, minlength=len(x)) for index, x in zip(drawn, (a, b), strict=True)]
+    expected = frechet_distance(a[drawn[0]], b[drawn[1]])
+    np.testing.assert_allclose(frechet_weighted(a, b, *times), expected, rtol=1e-10)  # the same sums in another order
+
+
+def test_equals_monai_and_torchmetrics_where_the_covariances_have_no_full_rank():
+    """D = 96, N = 40: float64 routes agree to 1e-6, the precision of a square root of a singular matrix."""
+    torch = pytest.importorskip("torch")
+    monai = pytest.importorskip("monai.metrics.fid")
+    fid = pytest.importorskip("torchmetrics.image.fid")
+    a, b = gaussian(40, 96), gaussian(40, 96, seed=1) * 1.3 + 0.1
+    ours = frechet_distance(a, b)
+    tensors = torch.from_numpy(a), torch.from_numpy(b)
+    np.testing.assert_allclose(ours, monai.FIDMetric()(*tensors).item(), rtol=1e-6)
+    moments = [part for x in tensors for part in (x.mean(dim=0), x.T.cov())]
+    np.testing.assert_allclose(ours, fid._compute_fid(*moments).item(), rtol=1e-5)
+
+
+def test_the_float32_trap():
+    """The same eigenvalue route in float32 is off in the third or fourth digit; ours takes float32 in and is not."""
+    torch = pytest.importorskip("torch")
+    fid = pytest.importorskip("torchmetrics.image.fid")
+    a, b = (gaussian(60, 400, seed=s).astype(np.float32) * np.float32(3) for s in (0, 1))
+    exact = frechet_distance(a.astype(np.float64), b.astype(np.float64))
+    moments = [part for x in (a, b) for part in (torch.from_numpy(x).mean(dim=0), torch.from_numpy(x).T.cov())]
+    assert abs(fid._compute_fid(*moments).item() / exact - 1) > 1e-5
+    np.testing.assert_allclose(frechet_distance(a, b), exact, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("n", "published"), [(100, 659), (500, 264)])
+def test_the_bias_at_small_n_is_the_published_one(n, published):
+    # two sets of N(0, I_512), true distance 0; the published figures are of one draw, so 2 %
+    found = frechet_distance(gaussian(n, 512), gaussian(n, 512, seed=1))
+    np.testing.assert_allclose(found, published, rtol=0.02)
+
+
+def test_extrapolation_takes_the_bias_away():
+    # two sets of one distribution: 0 at infinite N, where the plain distance is far from it
+    a, b = gaussian(1500, 16), gaussian(1500, 16, seed=1)
+    found = frechet_extrapolated(a, b)
+    assert len(found.sizes) == 15
+    assert (found.sizes[0], found.sizes[-1]) == (375, 1500)
+    assert abs(found.value) < 0.35 * frechet_distance(a, b)
+    np.testing.assert_allclose(found.distances[-1], frechet_distance(a, b), rtol=1e-9)
+    assert found == frechet_extrapolated(a, b)
+
+
+def test_extrapolation_is_the_least_squares_line():
+    a, b = gaussian(200, 4), gaussian(220, 4, seed=1) + 1
+    found = frechet_extrapolated(a, b)
+    slope, value = np.polyfit(1 / np.array(found.sizes), found.distances, 1)
+    np.testing.assert_allclose([found.value, found.slope], [value, slope], rtol=1e-8)
+    from scipy.stats import linregress
+
+    expected = linregress(1 / np.array(found.sizes), found.distances).intercept_stderr
+    np.testing.assert_allclose(found.standard_error, expected, rtol=1e-8)
+
+
+def test_extrapolation_needs_images():
+    with pytest.raises(InputError, match="second set: this measure needs at least 60 images, got 59"):
+        frechet_extrapolated(gaussian(60, 2), gaussian(59, 2))

@@ -67,7 +67,7 @@ def test_identical_sets_are_perfect():
 
 
 def test_needs_more_images_than_neighbours():
-    with pytest.raises(InputError, match="at least 6 images, got 5"):
+    with pytest.raises(InputError, match="real set: this measure needs at least 6 images, got 5"):
         manifold(np.zeros((5, 2)), np.zeros((50, 2)), nearest_k=5)
 
 

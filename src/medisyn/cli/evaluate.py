@@ -1,22 +1,38 @@
-"""`medisyn evaluate`: generated images against a corpus, one report."""
+"""`medisyn evaluate`: generated images, clips or volumes against real ones, or a model's autoencoder; one report."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 
 def evaluate(
     synthetic: Annotated[
-        Path, typer.Argument(help="Folder of generated images with metadata.jsonl, or a corpus of them.")
+        Path,
+        typer.Argument(
+            help="Folder of generated images with metadata.jsonl, or a corpus of them; of clips (.npz, .gif) or CT "
+            "volumes (.nii, .nii.gz, .nrrd); with --stages a model."
+        ),
     ],
-    against: Annotated[Path, typer.Option(help="Corpus of real images.")],
-    split: Annotated[str, typer.Option(help="Its images to compare with: test, validation or train.")] = "test",
+    against: Annotated[Path, typer.Option(help="Corpus of real images; for clips and volumes a folder of real ones.")],
+    stages: Annotated[
+        bool, typer.Option("--stages", help="Check how much of the corpus's images the model's autoencoder keeps.")
+    ] = False,
+    count: Annotated[int, typer.Option(help="Images for --stages, drawn at random.")] = 1000,
+    split: Annotated[str, typer.Option(help="Images of the corpus to compare with: test, validation or train.")] = (
+        "test"
+    ),
     extractor: Annotated[
-        str, typer.Option(help="medical-encoder, inception, inception:download, inception-legacy, or dinov2:FOLDER.")
-    ] = "medical-encoder",
+        str | None,
+        typer.Option(
+            help="Images: medical-encoder, inception, inception:download, inception-legacy, inception-torchmetrics, "
+            "inception-tf, dinov2:FOLDER, clip:FOLDER, clip-224:FOLDER, biomedclip. Clips: medical-encoder-frames, "
+            "i3d, i3d:FRAMES. Volumes: medical-encoder-slices, med3d, med3d:SIDE.",
+            show_default="medical-encoder in its form for the kind",
+        ),
+    ] = None,
     weights: Annotated[
         Path | None, typer.Option(help="The extractor's weight file or folder.", show_default="the shipped one")
     ] = None,
@@ -25,6 +41,13 @@ def evaluate(
     ] = "train",
     judge_steps: Annotated[int, typer.Option(help="Steps for --judge train; the judge is kept in the cache.")] = 600,
     neighbours: Annotated[int, typer.Option(help="Training images each image is compared with; 0 for none.")] = 10,
+    diversity_pairs: Annotated[
+        int, typer.Option(help="Pairs of each class whose likeness is measured; 0 for none.")
+    ] = 10,
+    mmd_bandwidth: Annotated[
+        float | None,
+        typer.Option(help="Alpha of MMD's kernel exp(-alpha d²).", show_default="1 / median d² of the real items"),
+    ] = None,
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples of every interval.")] = 200,
     seed: Annotated[int, typer.Option(help="Seed of draws and resamples.")] = 0,
     cache: Annotated[
@@ -37,26 +60,41 @@ def evaluate(
 ) -> None:
     """Measure generated images against a corpus.
 
-    Fréchet and kernel distance, precision, recall, density and coverage to held-out real images, each beside
-    real-to-real; how often a classifier of real images names the class that was asked for; and how close the images
-    come to training images. Writes report.html, result.json and CSV tables.
+    Fréchet and kernel distances, precision, recall, density and coverage to held-out real images, each beside
+    real-to-real; how alike the images of a class are; how often a classifier of real images names the class that was
+    asked for; and how close the images come to training images. Clips and CT volumes have the same distances in
+    features of their own. Writes report.html, result.json and CSV tables.
 
     Example:
         medisyn evaluate synthetic/a --against corpus/
         medisyn evaluate synthetic/a --against corpus/ --extractor dinov2:dinov2-large/ --judge none
+        medisyn evaluate volumes/ --against real-volumes/ --extractor med3d --weights resnet_50.pth
+        medisyn evaluate starter-image --stages --against corpus/
     """
-    from medisyn.recipes.evaluate_images import EvaluateSettings, evaluate_images
+    if stages:
+        from medisyn.recipes.evaluate_stages import evaluate_stages
 
-    settings = EvaluateSettings(
-        split=split,
-        extractor=extractor,
-        judge=judge,
-        judge_steps=judge_steps,
-        neighbours=neighbours,
-        resamples=resamples,
-        seed=seed,
-    )
-    found = evaluate_images(synthetic, against, settings, weights=weights, cache=cache, out=out)
+        if extractor is not None or weights is not None:
+            raise typer.BadParameter("--extractor and --weights have no use with --stages")
+        found: Any = evaluate_stages(
+            str(synthetic), against, split=split, count=count, resamples=resamples, seed=seed, out=out
+        )
+    else:
+        from medisyn.recipes.evaluate_folder import EvaluateSettings, evaluate_folder
+
+        settings = EvaluateSettings(
+            split=split,
+            judge=judge,
+            judge_steps=judge_steps,
+            neighbours=neighbours,
+            diversity_pairs=diversity_pairs,
+            mmd_alpha=mmd_bandwidth,
+            resamples=resamples,
+            seed=seed,
+        )
+        found = evaluate_folder(
+            synthetic, against, settings, extractor=extractor, weights=weights, cache=cache, out=out
+        )
     if json:
         import json as json_format
 

@@ -41,6 +41,10 @@ def generate(
     dtype: Annotated[
         str, typer.Option(help="float32, bfloat16, or auto: bfloat16 where the machine computes in it.")
     ] = "auto",
+    reject_copies_of: Annotated[
+        Path | None, typer.Option(help="Corpus: draw a picture again that is a copy of one of its training images.")
+    ] = None,
+    tries: Annotated[int, typer.Option(help="Draws per picture, for --reject-copies-of.")] = 3,
     gallery: Annotated[Path | None, typer.Option(help="Also write one HTML page with all pictures there.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -72,6 +76,8 @@ def generate(
         processes=processes,
         device=device,
         dtype=dtype,
+        reject_copies_of=reject_copies_of,
+        tries=tries,
         gallery=gallery,
     )
     if json:

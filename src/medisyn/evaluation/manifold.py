@@ -48,7 +48,7 @@ def manifold(real_ND: np.ndarray, generated_MD: np.ndarray, nearest_k: int = 5) 
     """Both sets need more than `nearest_k` images; a neighbourhood reaches to the k-th nearest of its own set."""
     if nearest_k < 1:
         raise InputError(f"nearest_k must be at least 1, got {nearest_k}")
-    real, generated = check_pair(real_ND, generated_MD, at_least=nearest_k + 1)
+    real, generated = check_pair(real_ND, generated_MD, at_least=nearest_k + 1, names=("real set", "generated set"))
     real_radius, generated_radius = neighbour_radius(real, nearest_k), neighbour_radius(generated, nearest_k)
     neighbourhoods = np.zeros(len(generated))
     real_inside, real_covered = np.zeros(len(real)), np.zeros(len(real))

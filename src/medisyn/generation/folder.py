@@ -37,12 +37,18 @@ class Timing:
     seconds: float
 
 
-def claim(out: Path, requests: Sequence[Request], model: Mapping[str, str], settings: Mapping[str, Any]) -> Timing:
+def claim(
+    out: Path,
+    requests: Sequence[Request],
+    model: Mapping[str, str],
+    settings: Mapping[str, Any],
+    rejecting: Mapping[str, Any] | None = None,
+) -> Timing:
     """Make `out` the folder of these requests and this model, or find that it already is. Call it under `runs.lock`.
 
     Requests may be added to those a folder already has. Returns the timing of earlier calls. Raises InputError when
-    the folder belongs to another kind of run, another model or other requests (saying what differs), or holds pictures
-    that no run of ours put there.
+    the folder belongs to another kind of run, another model, another rule for throwing pictures away or other requests
+    (saying what differs), or holds pictures that no run of ours put there.
     """
     _check_requests(requests)
     run = runs.read_run(out)
@@ -50,22 +56,41 @@ def claim(out: Path, requests: Sequence[Request], model: Mapping[str, str], sett
         _check_unused(out)
     else:
         _check_model(out, run, model)
+        _check_rejecting(out, run, rejecting)
         _check_grown(out, requests)
     for unfinished in (*out.glob(".*.tmp"), *out.glob("rejected/.*.tmp")):
         unfinished.unlink(missing_ok=True)
     lines = [json.dumps(request_record(request), ensure_ascii=False, default=str) + "\n" for request in requests]
     runs.write_text(out / "requests.jsonl", "".join(lines))
     timing = Timing(0, 0.0) if run is None else Timing(**run["timing"])
-    write_run(out, requests, model, timing, settings)
+    before = {"draws": 0, "lost": 0} if run is None else run.get("rejections")
+    write_run(out, requests, model, timing, settings, rejecting, before)
     return timing
 
 
 def write_run(
-    out: Path, requests: Sequence[Request], model: Mapping[str, str], timing: Timing, settings: Mapping[str, Any]
+    out: Path,
+    requests: Sequence[Request],
+    model: Mapping[str, str],
+    timing: Timing,
+    settings: Mapping[str, Any],
+    rejecting: Mapping[str, Any] | None = None,
+    rejections: Mapping[str, int] | None = None,
 ) -> None:
-    """`run.json`: model, number of requests, timing and what else was set, with versions and machine."""
-    content = {"model": dict(model), "requests": len(requests), "timing": dataclasses.asdict(timing)}
-    runs.write_run(out, kind=KIND, **content, settings=dict(settings))
+    """`run.json`: model, number of requests, timing and what else was set, with versions and machine.
+
+    `rejecting` is the rule by which pictures were thrown away (None: none were), `rejections` how many draws and how
+    many whole requests were lost to it.
+    """
+    content: dict[str, Any] = {
+        "model": dict(model),
+        "requests": len(requests),
+        "timing": dataclasses.asdict(timing),
+        "settings": dict(settings),
+    }
+    if rejecting is not None:
+        content |= {"rejecting": dict(rejecting), "rejections": dict(rejections or {})}
+    runs.write_run(out, kind=KIND, **content)
 
 
 def finished(out: Path, requests: Sequence[Request]) -> dict[str, dict[str, Any]]:
@@ -132,6 +157,24 @@ def _check_model(out: Path, run: Mapping[str, Any], model: Mapping[str, str]) ->
                 f"(model {before.get('id')!r}), now it is {_short(model[name])} ({model['id']!r}). "
                 "A folder holds the pictures of one model: choose another --out"
             )
+
+
+def _check_rejecting(out: Path, run: Mapping[str, Any], rejecting: Mapping[str, Any] | None) -> None:
+    """A folder of which some pictures were checked and some were not would pass for a checked one."""
+    before = run.get("rejecting")
+    now = None if rejecting is None else json.loads(json.dumps(rejecting, default=str))
+    if before != now:
+        differs = sorted(
+            name for name in {*(before or {}), *(now or {})} if (before or {}).get(name) != (now or {}).get(name)
+        )
+        raise InputError(
+            f"{out.name}/ was made {_rule(before)}, now pictures would be made {_rule(now)} "
+            f"(different: {', '.join(differs)}). A folder keeps to one rule: choose another --out"
+        )
+
+
+def _rule(rejecting: Mapping[str, Any] | None) -> str:
+    return "without rejecting any" if rejecting is None else "rejecting some"
 
 
 def _check_grown(out: Path, requests: Sequence[Request]) -> None:

@@ -25,7 +25,9 @@ from medisyn.parallel import map_shards, num_workers
 from medisyn.seeding import seed_for
 from medisyn.types import Item, Request
 
-Reject = Callable[[list[np.ndarray]], list[str | None]]  # (H, W, C) uint8 pictures -> why each is thrown away, or None
+# Requests and their (H, W, C) uint8 pictures -> why each picture is thrown away, or None. A picture's answer must not
+# depend on the others of its batch.
+Reject = Callable[[Sequence[Request], Sequence[np.ndarray]], Sequence[str | None]]
 BatchWork = Callable[[Sequence[Mapping[str, Any]]], list[dict[str, Any]]]
 
 LARGEST_BATCH = 8
@@ -40,6 +42,7 @@ class GenerateReport:
     made: int
     skipped: int
     rejected: int
+    redrawn: int  # draws thrown away, of all requests of the folder
     seconds: float  # from the first batch to the last, without loading the model
     lost_words: Mapping[str, str] = field(default_factory=dict)  # prompt -> its words beyond the text window
 
@@ -52,7 +55,8 @@ class GenerateReport:
         """One line for a person."""
         made = f"{self.made} made ({self.seconds / self.made:.2f} s each)" if self.made else "none left to make"
         there = f", {self.skipped} there before" if self.skipped else ""
-        lost = f", {self.rejected} rejected (see {self.out / 'rejected'})" if self.rejected else ""
+        lost = f", {self.redrawn} draws thrown away" if self.redrawn else ""
+        lost += f", {self.rejected} rejected (see {self.out / 'rejected'})" if self.rejected else ""
         return f"{self.out}: {self.made + self.skipped} pictures, {made}{there}{lost}"
 
     def as_dict(self) -> dict[str, Any]:
@@ -62,6 +66,7 @@ class GenerateReport:
             "made": self.made,
             "skipped": self.skipped,
             "rejected": self.rejected,
+            "redrawn": self.redrawn,
             "seconds": round(self.seconds, 3),
             "seconds_per_image": self.seconds_per_image,
             "lost_words": dict(self.lost_words),
@@ -90,6 +95,7 @@ def generate(
     open_family: Callable[[], Family] | None = None,
     lost_words: Callable[[str], str] | None = None,
     reject: Reject | None = None,
+    rejecting: Mapping[str, Any] | None = None,
     tries: int = 3,
     settings: Mapping[str, Any] | None = None,
 ) -> GenerateReport:
@@ -102,16 +108,18 @@ def generate(
     lost_words: the words of a prompt beyond the model's text window; told on stderr once per prompt, and recorded.
     reject: names the pictures to throw away, for instance near-copies of training images. Each is drawn again with a
         seed of its own, up to `tries` draws; then the request stays without a picture (`out/rejected/<key>.json`).
+    rejecting: what `reject` goes by, for run.json; a folder keeps to one, and to one number of tries.
     settings: what else `run.json` shall say, such as the device.
 
     The same call finishes what was interrupted. Raises InputError when `out` belongs to other requests or another
     model (requests may be added), BusyError when another process writes there.
     """
     _check_options(batch_size, tries)
+    rule = None if reject is None else {**(rejecting or {}), "tries": tries}
     shared = Batches(out, dict(model), _lost_words(requests, lost_words), reject, tries)
     work = _batch_work(family, open_family, engine, shared)
     with runs.lock(out):
-        timing = folder.claim(out, requests, model, settings or {})
+        timing = folder.claim(out, requests, model, settings or {}, rule)
         records = folder.finished(out, requests)
         skipped = len(records)
         done = records.keys() | folder.rejected(out, requests).keys()
@@ -124,9 +132,11 @@ def generate(
             made_now, seconds = len(records) - skipped, time.perf_counter() - started
             folder.write_metadata(out, requests, records)
             timing = folder.Timing(timing.pictures + made_now, round(timing.seconds + seconds, 3))
-            folder.write_run(out, requests, model, timing, settings or {})
-        num_rejected = len(folder.rejected(out, requests))
-    return GenerateReport(out, made_now, skipped, num_rejected, seconds, shared.lost_words)
+            lost = folder.rejected(out, requests)
+            redrawn = sum(record["tries"] - 1 for record in records.values())
+            redrawn += sum(len(record["reasons"]) for record in lost.values())
+            folder.write_run(out, requests, model, timing, settings or {}, rule, {"draws": redrawn, "lost": len(lost)})
+    return GenerateReport(out, made_now, skipped, len(lost), redrawn, seconds, shared.lost_words)
 
 
 def make_batch(requests: Sequence[Mapping[str, Any]], *, family: Family, shared: Batches) -> list[dict[str, Any]]:
@@ -139,8 +149,9 @@ def make_batch(requests: Sequence[Mapping[str, Any]], *, family: Family, shared:
     records: list[dict[str, Any]] = []
     for attempt in range(shared.tries):
         items = family.decode(family.sample([draw(request, attempt) for request in waiting]))
-        pixels = [export.pixels_HWC(item) for item in items]
-        verdicts = shared.reject(pixels) if shared.reject is not None else [None] * len(pixels)
+        verdicts: Sequence[str | None] = [None] * len(items)
+        if shared.reject is not None:
+            verdicts = shared.reject(waiting, [export.pixels_HWC(item) for item in items])
         kept = []
         for request, item, verdict in zip(waiting, items, verdicts, strict=True):
             if verdict is None:

@@ -13,6 +13,8 @@ from medisyn import runs
 from medisyn.seeding import seed_for
 
 if TYPE_CHECKING:
+    from medisyn.evaluation.diversity import DiversityResult
+    from medisyn.evaluation.evaluate import EvaluationResult
     from medisyn.evaluation.report import Grid, Pair, Table
     from medisyn.recipes.corpus_images import LabelledImage
     from medisyn.recipes.evaluate_images import ImageEvaluation, Images
@@ -27,6 +29,8 @@ def write_page(out: Path, found: ImageEvaluation, images: Images, *, corpus_fing
     from medisyn.evaluation import report
 
     tables = [report.measures_table(found.result)]
+    if found.diversity is not None:
+        tables.append(diversity_table(found.diversity, "images"))
     if found.generated_classes:
         tables.append(report.classes_table(found.generated_classes, found.real_classes, found.judge))
     with_numbers = {name: part for name, part in found.copies.items() if part.statistics is not None}
@@ -52,6 +56,78 @@ def write_page(out: Path, found: ImageEvaluation, images: Images, *, corpus_fing
     )
     report.write_report(out, page, found.as_dict())
     runs.write_run(out, kind="evaluate", corpus=corpus_fingerprint, settings=vars(found.settings))
+
+
+def diversity_table(found: DiversityResult, what: str) -> Table:
+    """How alike the pairs of one class are, generated beside real; the last row is all classes together."""
+    from medisyn.evaluation.diversity import LEAST_PAIRS
+    from medisyn.evaluation.report import Table, Value, between, number
+
+    both = list(zip(found.generated, found.real, strict=True))
+    names = [ours.name or "unknown class" for ours in found.generated[:-1]] + ["all"]
+    left_out = f" Left out for want of such a pair on a side: {', '.join(found.left_out)}." if found.left_out else ""
+    return Table(
+        name="diversity",
+        title=f"How alike are the {what} of one class?",
+        text=(
+            f"Mean MS-SSIM ({found.generated[-1].scales} scales) of random pairs of {what} of one class and two "
+            f"patients; higher is more alike. Classes with fewer than {LEAST_PAIRS} pairs count among all only. "
+            f"Above the real figure, the generator repeats itself; below it, it varies what real {what} have in "
+            f"common.{left_out}"
+        ),
+        columns=("class", "generated", "interval", "real", "interval", "pairs on each side"),
+        rows=tuple(
+            (
+                name,
+                number(ours.value),
+                between(ours.interval),
+                number(real.value),
+                between(real.interval),
+                ours.num_pairs,
+            )
+            for name, (ours, real) in zip(names, both, strict=True)
+        ),
+        numeric=frozenset({1, 2, 3, 4, 5}),
+        values=tuple(
+            Value(
+                "ms_ssim_within_class",
+                row.value,
+                of,
+                "" if name == "all" else name,
+                low=row.interval.low,
+                high=row.interval.high,
+                level=row.interval.level,
+                n=row.num_images,
+                extractor=f"ms-ssim, {row.scales} scales",
+            )
+            for name, pair in zip(names, both, strict=True)
+            for row, of in zip(pair, ("generated", "real"), strict=True)
+        ),
+        totals=1,
+    )
+
+
+def distances_text(result: EvaluationResult, what: str) -> str:
+    """How the distances were computed, in words that a paper can take over."""
+    settings, first = result.settings, result.measures[0]
+    alpha = next(measure.kernel_alpha for measure in result.measures if measure.name == "mmd")
+    text = (
+        f"{first.n_first} generated and {first.n_real} real {what} were drawn with seed {settings.seed} and turned "
+        f"into {first.dim} features by {first.extractor} after {first.preprocessing}. The Fréchet distance was "
+        f"computed in float64 from the singular values of the covariance factors (covariances with n - 1), so it is "
+        f"exact where n is below the number of features; it is biased upwards at small n. KID is the "
+        f"unbiased MMD² with the kernel (x·y/d + 1)³; MMD is the unbiased MMD² with exp(-alpha d²), alpha = {alpha:.6g}"
+        f"{' as given' if settings.mmd_alpha is not None else ', 1 over the median d² of pairs of real ' + what}. "
+        f"Precision, recall, density and coverage use {settings.nearest_k} nearest neighbours. Intervals are "
+        f"{settings.level:.0%} bootstrap intervals of {settings.resamples} resamples, of patients where a patient has "
+        f"several {what}."
+    )
+    if any(measure.name == "frechet_extrapolated" for measure in result.measures):
+        text += (
+            " The extrapolated Fréchet distance is the intercept of a line a + b/n through 15 subset sizes (Chong and "
+            "Forsyth, 2020): an estimate beyond the data, not a measurement."
+        )
+    return text
 
 
 def _facts(found: ImageEvaluation, images: Images, fingerprint: str) -> tuple[tuple[str, str], ...]:
@@ -130,18 +206,19 @@ def _pairs(found: ImageEvaluation, images: Images) -> tuple[Pair, ...]:
 
 def _methods(found: ImageEvaluation, images: Images) -> list[str]:
     """Every choice that the numbers depend on, in words that a paper can take over."""
-    settings, first = found.settings, found.result.measures[0]
+    settings = found.settings
     text = [
-        f"Distances. {first.n_first} of {len(images.generated)} generated and {first.n_real} of {len(images.real)} "
-        f"held-out real images (split {settings.split!r}) were drawn with seed {settings.seed} and turned into "
-        f"{first.dim} features by {first.extractor} after {first.preprocessing}. The Fréchet distance was computed in "
-        f"float64 from the singular values of the covariance factors (covariances with n - 1), so it is exact where "
-        f"n is below the number of features; it is biased upwards at small n. The kernel distance is the unbiased MMD² "
-        f"with the kernel (x·y/d + 1)³. Precision, recall, density and coverage use {found.result.settings.nearest_k} "
-        f"nearest neighbours. Intervals are {found.result.settings.level:.0%} bootstrap intervals of "
-        f"{settings.resamples} resamples, of patients where a patient has several images. The column real holds the "
-        f"same measures of as many training images against the same held-out images."
+        f"Distances. {distances_text(found.result, 'images')} The sets held {len(images.generated)} generated and "
+        f"{len(images.real)} real images (split {settings.split!r}). The column real holds the same measures of as "
+        f"many training images against the same held-out images."
     ]
+    if found.diversity is not None:
+        text.append(
+            f"Likeness within a class. MS-SSIM (Wang et al., 2003; {found.diversity.generated[-1].scales} scales, "
+            f"window 11, SD 1.5, data range 255, per channel) of random pairs of images of two patients, at most "
+            f"{settings.diversity_pairs} per class and equally many on both sides; five scales need sides above 160 "
+            f"pixels, fewer are used for smaller images with their weights divided by their sum."
+        )
     if found.generated_classes:
         steps = f", trained for {settings.judge_steps} steps on the training split" if settings.judge == "train" else ""
         text.append(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from medisyn.errors import ConfigError, InputError, closest
 from medisyn.families.base import Family
 from medisyn.generation.generate import GenerateReport, Reject, generate
+from medisyn.generation.grammar import check_tokens, lost_words
 from medisyn.generation.prompts import (
     Defaults,
     requests_from_prompt,
@@ -47,6 +48,8 @@ def generate_images(
     device: str = "auto",
     dtype: str = "auto",
     reject: Reject | None = None,
+    reject_copies_of: Path | str | None = None,
+    tries: int = 3,
     gallery: Path | str | None = None,
 ) -> GenerateReport:
     """Make pictures for a prompt, a list of prompts, or a table of `prompts` (CSV, TSV, JSONL, TXT).
@@ -59,6 +62,9 @@ def generate_images(
     processes: each opens the model for itself; on one GPU leave it at 1.
     dtype: "float32", "bfloat16", or "auto": bfloat16 on a GPU and on a CPU that computes in it (half the time, and
         grey levels off by half a level on average), else float32. Every file says which.
+    reject_copies_of: a corpus; a picture that `medisyn audit` would withhold as a copy of one of its training images is
+        drawn again with a seed of its own, up to `tries` draws, and then left out.
+    reject: a rule of your own instead.
     gallery: also write an HTML page of the folder there.
     """
     defaults = Defaults(
@@ -68,13 +74,25 @@ def generate_images(
     requests = _requests(prompt, table, defaults)
     if processes < 1:
         raise InputError(f"processes must be at least 1, got {processes}")
+    rejecting = None
+    if reject_copies_of is not None:
+        reject, rejecting = copies_of(reject_copies_of, reject)
     device = _device(device)
     dtype = _fast_dtype(device) if dtype == "auto" else dtype
     opened = _open(model, device, dtype, solver)
     facts = {"id": opened.id, "digest": opened.digest, "solver": opened.solver, "dtype": dtype}
     requests = [opened.resolve(request) for request in requests]
-    folder = Path(out) if out is not None else default_folder(table or requests[0].prompt, defaults, facts)
-    lost = {request.prompt: opened.lost_words(request.prompt) for request in requests}
+    folder = (
+        Path(out)
+        if out is not None
+        else default_folder(
+            table or requests[0].prompt,
+            defaults,
+            facts if rejecting is None else {**facts, "rejecting": digest(rejecting)},
+        )
+    )
+    check_tokens(requests, opened.known_tokens)
+    lost = {request.prompt: lost_words(request, opened.lost_words) for request in requests}
     family: Family | None = opened.family
     if processes > 1:
         del opened  # the other processes open their own; this one keeps no second copy
@@ -89,6 +107,8 @@ def generate_images(
         open_family=None if processes == 1 else functools.partial(_open_family, model, device, dtype, solver),
         lost_words=lost.__getitem__,
         reject=reject,
+        rejecting=rejecting,
+        tries=tries,
         settings={"device": _device_name(device), "processes": processes, "seed": seed},
     )
     if gallery is not None:
@@ -96,6 +116,18 @@ def generate_images(
 
         write_gallery(folder, Path(gallery), card=card_of(model))
     return report
+
+
+def copies_of(corpus: Path | str, other: Reject | None = None) -> tuple[Reject, dict[str, Any]]:
+    """The rule that throws copies of the corpus's training images away, and its description; it opens the corpus."""
+    from medisyn.evaluation.policy import Policy
+    from medisyn.recipes.copy_search import RejectCopies, SearchSettings
+    from medisyn.recipes.evaluate_images import user_cache
+
+    if other is not None:
+        raise InputError("give either `reject` or `reject_copies_of`, not both")
+    rule = RejectCopies(str(Path(corpus).resolve()), SearchSettings(), Policy(), str(user_cache()))
+    return rule, rule.describe()
 
 
 def default_folder(prompts: str | Path, defaults: Defaults, facts: dict[str, str]) -> Path:

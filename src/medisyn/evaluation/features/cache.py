@@ -1,6 +1,6 @@
 """Features computed once: kept by file digest, extractor and preprocessing; and the stream that fills them.
 
-Shapes here: N images, D features.
+Shapes here: N items (images, clips or volumes), D features.
 One folder per (extractor, preprocessing): `rows.f32` (float32, D per row, appended) and `index.jsonl` (digest of the
 file, row number, checksum). A row without a line in the index was cut off by a kill and is overwritten. Several
 processes may use one folder: each takes its turn to write, and looks first at what the others wrote.
@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from medisyn.errors import BusyError, InputError
+from medisyn.errors import BusyError, InputError, ModelError, RangeError
 from medisyn.evaluation.features import Extractor
 from medisyn.runs import digest, lock, mend_jsonl, read_jsonl, write_json
 
 SECONDS_TO_WAIT = 60.0  # for a turn to write; one batch takes milliseconds
 
-Readable = tuple[str, Callable[[], np.ndarray]]  # sha256 of the file, and what reads it as (H, W, 3) uint8
+Readable = tuple[str, Callable[[], np.ndarray]]  # sha256 of the file, and what reads it as the extractor takes it
 
 
 class FeatureCache:
@@ -39,7 +39,15 @@ class FeatureCache:
 
     def _read_index(self) -> dict[str, tuple[int, int]]:
         lines = read_jsonl(self.folder / "index.jsonl")
-        return {line["sha256"]: (line["row"], line["crc"]) for line in lines}
+        try:
+            return {str(line["sha256"]): (int(line["row"]), int(line["crc"])) for line in lines}
+        except (KeyError, TypeError, ValueError):
+            raise self._damaged("its index") from None
+
+    def _damaged(self, what: str) -> InputError:
+        return InputError(
+            f"feature cache {self.folder.name}: {what} is damaged. Delete that folder; the features are computed again."
+        )
 
     def __contains__(self, sha256: str) -> bool:
         return sha256 in self._index
@@ -50,16 +58,15 @@ class FeatureCache:
     def get(self, sha256s: Sequence[str]) -> np.ndarray:
         """The features (N, D) float32 of files that are in the cache; InputError when the cache was damaged."""
         features = np.empty((len(sha256s), self.dim), dtype=np.float32)
+        if not (self.folder / "rows.f32").is_file():
+            raise self._damaged("its file of features")
         with (self.folder / "rows.f32").open("rb") as stream:
             for number, sha256 in enumerate(sha256s):
                 row, checksum = self._index[sha256]
                 stream.seek(row * self.dim * 4)
                 content = stream.read(self.dim * 4)
                 if len(content) != self.dim * 4 or zlib.crc32(content) != checksum:
-                    raise InputError(
-                        f"feature cache {self.folder.name}: row {row} is damaged. Delete that folder; "
-                        f"the features are computed again."
-                    )
+                    raise self._damaged(f"row {row}")
                 features[number] = np.frombuffer(content, dtype="<f4")
         return features
 
@@ -112,7 +119,8 @@ def extract(
 ) -> np.ndarray:
     """Features (N, D) float32, in the order of `images`; pixels are held for one batch only.
 
-    What the cache holds is not computed again. `on_batch(count)` hears of progress.
+    What the cache holds is not computed again. `on_batch(count)` hears of progress. Raises RangeError when the
+    extractor gives NaN or infinite features, ModelError when it gives others than it announced; neither is kept.
     """
     if not images:
         raise InputError("no images to extract features from")
@@ -125,9 +133,24 @@ def extract(
         on_batch(len(images) - len(missing))
     for start in range(0, len(missing), batch_size):
         batch = missing[start : start + batch_size]
-        features[batch] = extractor([images[number][1]() for number in batch])
+        features[batch] = _checked(extractor([images[number][1]() for number in batch]), extractor, len(batch), start)
         if cache is not None:
             cache.add([images[number][0] for number in batch], features[batch])
         if on_batch is not None:
             on_batch(len(batch))
     return features
+
+
+def _checked(found_ND: np.ndarray, extractor: Extractor, count: int, start: int) -> np.ndarray:
+    if found_ND.shape != (count, extractor.dim):
+        raise ModelError(
+            f"extractor {extractor.id} gave features of shape {found_ND.shape} for {count} items, "
+            f"expected ({count}, {extractor.dim})"
+        )
+    bad = int((~np.isfinite(found_ND)).any(axis=1).sum())
+    if bad:
+        raise RangeError(
+            f"extractor {extractor.id}: {bad} of the items {start + 1} to {start + count} have NaN or infinite "
+            f"features. Its weights are damaged, or they overflow for these pixels."
+        )
+    return found_ND

@@ -9,6 +9,7 @@ last block takes the maximum, and there are 1008 classes.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ FILES = (
     "pt_inception-2015-12-05-6726825d.pth (mseitzer/pytorch-fid, release fid_weights)",
     "weights-inception-2015-12-05-6726825d.pth (toshas/torch-fidelity, release v0.2.0)",
 )
-SHA256_START = "6726825d"
+SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"  # of both files
 URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 SIDE = 299
 
@@ -183,26 +184,55 @@ def resize_torch(image_HWC: np.ndarray) -> np.ndarray:
     return nn.functional.interpolate(image, (SIDE, SIDE), mode="bilinear", align_corners=False)[0].numpy()
 
 
+def resize_antialiased(image_HWC: np.ndarray) -> np.ndarray:
+    """(3, 299, 299) float32 0..255: torch's antialiased bilinear, the default of torchmetrics."""
+    image = torch.from_numpy(np.array(image_HWC)).permute(2, 0, 1).float()[None]
+    return nn.functional.interpolate(image, (SIDE, SIDE), mode="bilinear", align_corners=False, antialias=True)[
+        0
+    ].numpy()
+
+
+def resize_tensorflow(image_HWC: np.ndarray) -> np.ndarray:
+    """(3, 299, 299) float32 0..255: bilinear on TensorFlow 1's grid, output i at input i * size / 299 (torch-fidelity).
+
+    The grid is not centred: the image moves by up to half a pixel to the bottom right, and shrinking aliases.
+    """
+    x = image_HWC.astype(np.float32)
+    for axis in (0, 1):
+        size = x.shape[axis]
+        place = np.arange(SIDE, dtype=np.float32) * np.float32(size / SIDE)
+        low = np.floor(place).astype(int)
+        share = (place - low).reshape([-1, 1, 1] if axis == 0 else [1, -1, 1])
+        below, above = np.take(x, low, axis), np.take(x, np.minimum(low + 1, size - 1), axis)
+        x = below + (above - below) * share
+    return np.ascontiguousarray(x.transpose(2, 0, 1), dtype=np.float32)
+
+
+# name -> how it is done, its preprocessing id, and the centre and width of the scale to about [-1, 1]
+RESIZES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str, float, float]] = {
+    "clean": (resize_clean, "squash299-clean-bicubic", 128.0, 128.0),
+    "torch-bilinear": (resize_torch, "squash299-torch-bilinear", 127.5, 127.5),
+    "torch-antialias": (resize_antialiased, "squash299-torch-bilinear-antialias", 128.0, 128.0),
+    "tf-bilinear": (resize_tensorflow, "squash299-tf1-bilinear", 128.0, 128.0),
+}
+
+
 class InceptionExtractor:
-    """`resize` is "clean" (Pillow bicubic, (x - 128) / 128) or "torch-bilinear" (pytorch-fid, 2 x / 255 - 1)."""
+    """`resize` is a name in RESIZES: clean-fid's, pytorch-fid's, torchmetrics' or torch-fidelity's preprocessing."""
 
     dim = 2048
 
     def __init__(self, network: InceptionV3, digest: str, resize: str = "clean"):
-        if resize not in ("clean", "torch-bilinear"):
-            raise InputError(f"inception: resize must be clean or torch-bilinear, got {resize!r}")
+        if resize not in RESIZES:
+            raise InputError(f"inception: resize must be one of {', '.join(RESIZES)}, got {resize!r}")
         self.network = network.float().eval().requires_grad_(False)
-        self.resize = resize
+        self.resize, self.preprocessing, self.centre, self.width = RESIZES[resize]
         self.id = f"inception-2015-12-05:{digest[:8]}"
-        self.preprocessing = "squash299-clean-bicubic" if resize == "clean" else "squash299-torch-bilinear"
 
     @torch.inference_mode()
     def __call__(self, images: list[np.ndarray]) -> np.ndarray:
         check_images(images)
-        if self.resize == "clean":
-            batch = (np.stack([resize_clean(image) for image in images]) - 128.0) / 128.0
-        else:
-            batch = np.stack([resize_torch(image) for image in images]) / 127.5 - 1.0
+        batch = (np.stack([self.resize(image) for image in images]) - self.centre) / self.width
         return self.network(torch.from_numpy(batch.astype(np.float32))).numpy()
 
 
@@ -212,7 +242,7 @@ def load_inception(path: Path | None = None, resize: str = "clean") -> Inception
     if named is None or not named.is_file():
         problem = "no weight file was given" if named is None else f"{named.name} does not exist"
         raise ModelError(
-            f"inception: {problem}. Download {' or '.join(FILES)}, sha256 starting {SHA256_START}, "
+            f"inception: {problem}. Download {' or '.join(FILES)}, sha256 {SHA256}, "
             f"and give its path with --weights or in {ENVIRONMENT}; the extractor inception:download fetches it once."
         )
     digest = file_sha256(named)
@@ -225,11 +255,11 @@ def _network_from(path: Path, digest: str) -> InceptionV3:
         from safetensors.torch import load_file
 
         weights = load_file(path)
-    elif digest.startswith(SHA256_START):
+    elif digest == SHA256:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     else:
         raise ModelError(
-            f"inception: {path.name} has sha256 {digest[:8]}..., expected {SHA256_START}...: not the published file, "
+            f"inception: {path.name} has sha256 {digest[:8]}..., expected {SHA256[:8]}...: not the published file, "
             f"or damaged. A converted copy is accepted as .safetensors."
         )
     network = InceptionV3()
