@@ -27,9 +27,15 @@ COMMANDS = {
     "corpus": "Look into a corpus: show, verify, and the schema of a source description.",
     "train": "Train a model from a preset; the same command resumes.",
     "presets": "List the training presets, or one preset with its values and their sources.",
+    "phantom": "Make phantoms: chest CT with exact masks, truth and report.",
+    "convert": "Turn published checkpoints into model folders; the only command that reads pickles.",
     "generate": "Make images from a prompt or a file of prompts.",
     "models": "List the models that are at hand, or describe one.",
     "evaluate": "Measure generated images against a corpus.",
+    "audit": "Look for copies of training images, and decide what may be released.",
+    "utility": "Measure what synthetic images are worth to a classifier.",
+    "report": "Combine every result below a folder into one page.",
+    "paper": "Print a paper's tables, the commands that give ours, and both side by side.",
     "doctor": "Say what this machine can run, and what stands in the way.",
 }
 
@@ -135,10 +141,10 @@ def main(args: list[str] | None = None) -> int:
     except BaseException as error:
         if isinstance(error, SystemExit | GeneratorExit):
             raise
-        return report(error)
+        return tell(error)
 
 
-def report(error: BaseException) -> int:
+def tell(error: BaseException) -> int:
     """Print one line for an error on stderr, and return the exit code."""
     if isinstance(error, BrokenPipeError):  # the reader of our output, such as `head`, has gone: nothing to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,6 +1,9 @@
-"""Numbers to a report: one self-contained HTML page, the same as JSON, and every table as CSV.
+"""Numbers to a report: one self-contained HTML page, the same as JSON, and every table and plot as CSV and PNG.
 
 Shapes here: H, W pixels.
+What another program may rely on: `result.json` holds the command's own result and, under "page", all that the page
+shows but the images; the numbers of a table stand there with full precision as "values" (`page.Value`). So
+`medisyn report` and `medisyn paper` read every command's result alike.
 """
 
 from __future__ import annotations
@@ -8,8 +11,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,92 +22,63 @@ from medisyn.evaluation.bootstrap import Interval
 from medisyn.evaluation.classify import ClassAccuracy
 from medisyn.evaluation.evaluate import EvaluationResult, Measure
 from medisyn.evaluation.memorisation import CopyStatistics
+from medisyn.evaluation.page import Grid, Page, Pair, Table, Value, page_as_dict
+from medisyn.evaluation.plots import copies_plot, cumulative, interval_plot
+
+__all__ = ["Grid", "Page", "Pair", "Table", "Value", "between", "copies_plot", "number", "png_base64", "write_report"]
 
 TEMPLATES = Path(__file__).parent / "templates"
 NAMES = {
     "frechet": "Fréchet distance (lower is closer)",
+    "frechet_extrapolated": "Fréchet distance, extrapolated to infinite n",
     "kid": "Kernel distance, KID (lower is closer)",
+    "mmd": "MMD², Gaussian kernel (lower is closer)",
+    "cmmd": "CMMD (lower is closer)",
     "precision": "Precision (generated inside real)",
     "recall": "Recall (real inside generated)",
     "density": "Density",
     "coverage": "Coverage",
 }
-GENERATED_COLOUR, REAL_COLOUR = "#0072B2", "#D55E00"  # two that all kinds of colour vision tell apart
-
-
-@dataclass(frozen=True)
-class Table:
-    """One table of a report. `numeric` are the columns that stand to the right; `plot` is a PNG in base64, or ""."""
-
-    name: str  # file name of the CSV
-    title: str
-    text: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Any, ...], ...]
-    numeric: frozenset[int] = frozenset()
-    plot: str = ""
-    plot_text: str = ""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Images of one class, as PNG in base64."""
-
-    name: str
-    generated: tuple[str, ...]
-    real: tuple[str, ...]
-    num_generated: int
-    num_real: int
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A generated image (left) and its closest training image (right), as PNG in base64."""
-
-    left: str
-    right: str
-    left_name: str
-    right_name: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Page:
-    """All that a report shows."""
-
-    title: str
-    facts: tuple[tuple[str, str], ...]
-    tables: tuple[Table, ...]
-    methods: tuple[str, ...]
-    warnings: tuple[str, ...] = ()
-    grids: tuple[Grid, ...] = ()
-    pairs: tuple[Pair, ...] = ()
+SHARES = ("precision", "recall", "density", "coverage")  # of one scale, so one plot
+MAX_PLOT_ROWS = 40  # a plot of more does not fit a printed page
 
 
 def write_report(folder: Path, page: Page, result: Mapping[str, Any]) -> Path:
-    """Write report.html, result.json and one CSV per table; returns the page's path."""
-    runs.write_json(folder / "result.json", result)
+    """Write report.html, result.json, one CSV per table and plots/ (PNG and CSV of each); returns the page's path.
+
+    result.json is `result` with one key more, "page".
+    """
+    assert "page" not in result, "result.json keeps the key 'page' for what the page shows"
     for table in page.tables:
-        runs.write_text(folder / f"{table.name}.csv", _csv(table))
+        runs.write_text(folder / f"{table.name}.csv", _csv(table.columns, table.rows))
+        if table.plot:
+            runs.write_bytes(folder / "plots" / f"{table.name}.png", base64.b64decode(table.plot))
+        if table.plot_columns:
+            runs.write_text(folder / "plots" / f"{table.name}.csv", _csv(table.plot_columns, table.plot_rows))
+    runs.write_json(folder / "result.json", {**result, "page": page_as_dict(page)})
     runs.write_text(folder / "report.html", render(page))
     return folder / "report.html"
 
 
-def render(page: Page) -> str:
-    """The HTML page; it loads nothing from anywhere."""
+def render(page: Page, template: str = "report.html", **more: Any) -> str:
+    """The HTML page; it loads nothing from anywhere. `more` are further names for the template."""
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
-    return environment.get_template("report.html").render(vars(page))
+    return environment.get_template(template).render(page=page, **more)
 
 
-def _csv(table: Table) -> str:
+def _csv(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(table.columns)
-    writer.writerows(table.rows)
+    writer.writerow(columns)
+    writer.writerows(rows)
     return stream.getvalue()
 
 
@@ -118,11 +91,28 @@ def between(interval: Interval) -> str:
     return f"{number(interval.low)} to {number(interval.high)}"
 
 
+def measure_value(measure: Measure, of: str) -> Value:
+    """A measure for other programs."""
+    return Value(
+        measure.name,
+        measure.value,
+        of,
+        low=measure.interval.low,
+        high=measure.interval.high,
+        level=measure.interval.level,
+        n=measure.n_first,
+        n_real=measure.n_real,
+        extractor=measure.extractor,
+        preprocessing=measure.preprocessing,
+    )
+
+
 def measures_table(result: EvaluationResult) -> Table:
     """Generated against held-out real beside other real against the same."""
+    both = list(zip(result.measures, result.baseline, strict=True))
     rows = [
         (
-            NAMES[ours.name],
+            NAMES.get(ours.name, ours.name),
             number(ours.value),
             between(ours.interval),
             number(real.value),
@@ -131,9 +121,10 @@ def measures_table(result: EvaluationResult) -> Table:
             ours.n_real,
             ours.note,
         )
-        for ours, real in zip(result.measures, result.baseline, strict=True)
+        for ours, real in both
     ]
     level = f"{result.settings.level:.0%}"
+    plotted = [(ours, real) for ours, real in both if ours.name in SHARES]
     return Table(
         name="measures",
         title="Distances to held-out real images",
@@ -145,6 +136,29 @@ def measures_table(result: EvaluationResult) -> Table:
         columns=("measure", "generated", f"{level} interval", "real", f"{level} interval", "n", "n real", "note"),
         rows=tuple(rows),
         numeric=frozenset({1, 2, 3, 4, 5, 6}),
+        plot=interval_plot(
+            [ours.name for ours, _ in plotted],
+            {
+                "generated": [(ours.value, ours.interval) for ours, _ in plotted],
+                "real": [(real.value, real.interval) for _, real in plotted],
+            },
+            f"value and {level} interval",
+        ),
+        plot_text="; ".join(
+            f"{ours.name}: generated {number(ours.value)} ({between(ours.interval)}), "
+            f"real {number(real.value)} ({between(real.interval)})"
+            for ours, real in plotted
+        ),
+        plot_columns=("measure", "set", "value", "low", "high"),
+        plot_rows=tuple(
+            (measure.name, of, measure.value, measure.interval.low, measure.interval.high)
+            for pair in plotted
+            for measure, of in zip(pair, ("generated", "real"), strict=True)
+        ),
+        values=tuple(
+            measure_value(measure, of) for pair in both for measure, of in zip(pair, ("generated", "real"), strict=True)
+        ),
+        notes=7,
     )
 
 
@@ -176,7 +190,54 @@ def classes_table(generated: Sequence[ClassAccuracy], real: Sequence[ClassAccura
         columns=("class", "generated", "interval", "n", "held-out real", "interval", "n real", "most mistaken for"),
         rows=tuple(rows),
         numeric=frozenset({1, 2, 3, 4, 5, 6}),
+        totals=sum(row.name.startswith("all") for row in generated),
+        values=tuple(
+            Value(
+                "class_accuracy",
+                row.accuracy,
+                of,
+                "" if row.name == "all" else row.name,
+                row.interval.low,
+                row.interval.high,
+                row.interval.level,
+                row.n,
+                extractor=judge,
+            )
+            for of, part in (("generated", generated), ("real", real))
+            for row in part
+        ),
+        **_classes_plot(generated, of_real),
     )
+
+
+def _classes_plot(generated: Sequence[ClassAccuracy], of_real: Mapping[str, ClassAccuracy]) -> dict[str, Any]:
+    """The fields of a table that hold its plot; none where there are more classes than a page can show."""
+    if len(generated) > MAX_PLOT_ROWS:
+        return {}
+    pairs = [(row, of_real.get(row.name)) for row in generated]
+    worse = [row.name for row, other in pairs if other and row.interval.high < other.interval.low]
+    return {
+        "plot": interval_plot(
+            [f"{row.name} (n\u00a0=\u00a0{row.n})" for row in generated],
+            {
+                "generated": [(row.accuracy, row.interval) for row, _ in pairs],
+                "held-out real": [(other.accuracy, other.interval) if other else None for _, other in pairs],
+            },
+            "share named right, 95 % interval",
+            high=1,
+        ),
+        "plot_text": (
+            "Share of images named right per class, generated and held-out real, with intervals. Classes whose "
+            f"generated images lie below the real ones with intervals apart: {', '.join(worse) or 'none'}."
+        ),
+        "plot_columns": ("class", "set", "share", "low", "high", "n"),
+        "plot_rows": tuple(
+            (row.name, of, row.accuracy, row.interval.low, row.interval.high, row.n)
+            for pair in pairs
+            for row, of in zip(pair, ("generated", "held-out real"), strict=True)
+            if row is not None
+        ),
+    }
 
 
 def _percent(interval: Interval) -> str:
@@ -226,33 +287,34 @@ def copies_table(sets: Mapping[str, tuple[CopyStatistics, Sequence[float]]]) -> 
         rows=tuple(rows),
         numeric=frozenset(range(1, 10)),
         plot=copies_plot({name: distances for name, (_, distances) in sets.items()}, threshold),
-        plot_text="Share of images by patch distance to the nearest training image, generated and held-out real",
+        plot_text=(
+            "Share of images by patch distance to the nearest training image. "
+            + "; ".join(
+                f"{name}: {found.share:.1%} of {found.n} at or below {threshold:g}, median {number(found.median)}"
+                for name, (found, _) in sets.items()
+            )
+        ),
+        plot_columns=("set", "distance", "share at or below"),
+        plot_rows=tuple(
+            (name, *point)
+            for name, (_, distances) in sets.items()
+            for point in zip(*(part.tolist() for part in cumulative(distances)), strict=True)
+        ),
+        values=tuple(
+            value for name, (found, distances) in sets.items() for value in _copy_values(name, found, distances)
+        ),
     )
 
 
-def copies_plot(sets: Mapping[str, Sequence[float]], threshold: float) -> str:
-    """Cumulative share of images by distance, as PNG in base64; lines differ by colour and by dash."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 3.2), dpi=120, layout="constrained")
-    axes = figure.subplots()
-    styles = ((GENERATED_COLOUR, "-"), (REAL_COLOUR, "--"), ("#1a1a1a", ":"))
-    for (name, distances), (colour, dash) in zip(sets.items(), styles, strict=False):
-        values = np.sort(np.asarray(distances))
-        share = np.arange(1, len(values) + 1) / len(values)
-        axes.step(
-            values, share, where="post", color=colour, linestyle=dash, linewidth=2, label=f"{name}, n = {len(values)}"
-        )
-    axes.axvline(threshold, color="#1a1a1a", linewidth=1, linestyle=":", label=f"threshold {threshold:g}")
-    axes.set(
-        xlabel="patch distance to the nearest training image", ylabel="share of images", xlim=(0, None), ylim=(0, 1)
-    )
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
-    stream = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(stream)
-    return base64.b64encode(stream.getvalue()).decode()
+def _copy_values(name: str, found: CopyStatistics, distances: Sequence[float]) -> list[Value]:
+    of = "real" if name == "held-out real" else name
+    share = found.share_interval
+    return [
+        Value("patch_distance_mean", float(np.mean(distances)), of, n=found.n),
+        Value("patch_distance_minimum", found.minimum, of, n=found.n),
+        Value("patch_distance_at_or_below", found.at_or_below, of, n=found.n),
+        Value("patch_distance_share", found.share, of, "", share.low, share.high, share.level, found.n),
+    ]
 
 
 def png_base64(image_HWC: np.ndarray, longest: int = 256) -> str:
@@ -268,9 +330,10 @@ def png_base64(image_HWC: np.ndarray, longest: int = 256) -> str:
 
 def summary(measures: Sequence[Measure], baseline: Sequence[Measure]) -> str:
     """The measures as plain text lines, for a terminal."""
-    lines = [f"{'':<10} {'generated':>10}   {'interval':<22} {'real':>10}"]
+    width = max(10, *(len(measure.name) for measure in measures))
+    lines = [f"{'':<{width}} {'generated':>10}   {'interval':<22} {'real':>10}"]
     for ours, real in zip(measures, baseline, strict=True):
         lines.append(
-            f"{ours.name:<10} {number(ours.value):>10}   {between(ours.interval):<22} {number(real.value):>10}"
+            f"{ours.name:<{width}} {number(ours.value):>10}   {between(ours.interval):<22} {number(real.value):>10}"
         )
     return "\n".join(lines)
