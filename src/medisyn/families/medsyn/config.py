@@ -1,0 +1,143 @@
+"""Every choice of the MedSyn family as frozen values. No torch here: presets can be listed without loading it.
+
+D, H, W are depth, height and width of a grid, in the axes that `Grid.axes` names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from medisyn.diffusion.clean_solvers import check_clean_solver
+from medisyn.errors import ConfigError
+
+CHANNELS = ("ct", "lobe", "airway", "vessel")  # their order is part of the published weights
+UP_ORDERS = ("late", "mid")
+LONG_REPORTS = ("pool", "cut")
+NUM_LOBES = 5
+HU_WINDOW = (-1024.0, 600.0)  # MedSyn section V-A
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """Size of a MedSyn U-Net; `text_width` 0 is a network without text, which reads a second volume instead."""
+
+    width: int
+    multipliers: tuple[int, ...] = (1, 2, 4, 8)
+    heads: int = 8
+    head_width: int = 32
+    norm_groups: int = 8
+    text_width: int = 0
+    text_tokens: int = 0
+    middle_blocks: int = 1
+    up_order: str = "late"  # the order that the published inference scripts run; "mid" is the training scripts'
+
+    def __post_init__(self) -> None:
+        if self.up_order not in UP_ORDERS:
+            raise ConfigError(f"up_order must be one of {', '.join(UP_ORDERS)}, got {self.up_order!r}")
+        if self.width % self.norm_groups:
+            raise ConfigError(f"width must divide by norm_groups {self.norm_groups}, got {self.width}")
+        if (self.text_width == 0) != (self.text_tokens == 0):
+            raise ConfigError(
+                f"text_width and text_tokens are both 0 or both above 0, got {self.text_width} and {self.text_tokens}"
+            )
+
+    @property
+    def factor(self) -> int:
+        """What height and width must divide by; depth is never halved."""
+        return int(2 ** (len(self.multipliers) - 1))
+
+
+BASE_PAPER = UNetConfig(width=160, heads=8, text_width=768, text_tokens=192, middle_blocks=4)
+SUPERRES_PAPER = UNetConfig(width=56, heads=4)
+BASE_STARTER = UNetConfig(
+    width=32, multipliers=(1, 2, 4), heads=4, text_width=128, text_tokens=96, middle_blocks=2
+)  # 32³ on two CPU cores
+SUPERRES_STARTER = UNetConfig(width=16, multipliers=(1, 2, 4), heads=2)
+BASE_TINY = UNetConfig(
+    width=8, multipliers=(1, 2), heads=2, head_width=4, norm_groups=4, text_width=16, text_tokens=12, middle_blocks=2
+)
+SUPERRES_TINY = UNetConfig(width=8, multipliers=(1, 2), heads=2, head_width=4, norm_groups=4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """The voxels of the base model: how many, how large, and which way they run.
+
+    `axes` names the direction in which d, h and w grow: S or I, A or P, L or R, each once in that order.
+    """
+
+    shape: tuple[int, int, int] = (64, 64, 64)
+    spacing_mm: tuple[float, float, float] = (4.5625, 4.9375, 4.9375)  # MedSyn's atlas, 292 x 316 x 316 mm, over 64
+    axes: str = "SPL"
+    spacing_tolerance: float = 0.1  # how far a volume's spacing may lie from the model's, as a share
+
+    def __post_init__(self) -> None:
+        if len(self.axes) != 3 or any(a not in pair for a, pair in zip(self.axes, ("SI", "AP", "LR"), strict=True)):
+            raise ConfigError(f"axes must be S or I, then A or P, then L or R, for example SPL; got {self.axes!r}")
+        if min(self.shape) < 1 or min(self.spacing_mm) <= 0 or self.spacing_tolerance < 0:
+            raise ConfigError(
+                f"a grid needs a shape and spacing above 0 and a tolerance of 0 or more, got {self.shape}, "
+                f"{self.spacing_mm} mm and {self.spacing_tolerance}"
+            )
+
+    def finer(self, factor: int) -> Grid:
+        """The same field of view with `factor` times as many voxels along each axis."""
+        d, h, w = self.shape
+        sd, sh, sw = self.spacing_mm
+        return replace(
+            self,
+            shape=(d * factor, h * factor, w * factor),
+            spacing_mm=(sd / factor, sh / factor, sw / factor),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MedSynConfig:
+    """How the base model is trained and reads reports. Defaults are the published code's."""
+
+    report_dropout: float = 0.1  # share of reports replaced by the learned null text, drawn per sample and step
+    long_reports: str = "pool"  # more tokens than text_tokens: "pool" averages neighbours, "cut" drops the end
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.report_dropout <= 1:
+            raise ConfigError(f"report_dropout must lie in [0, 1], got {self.report_dropout}")
+        if self.long_reports not in LONG_REPORTS:
+            raise ConfigError(f"long_reports must be one of {', '.join(LONG_REPORTS)}, got {self.long_reports!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuperResolutionConfig:
+    """How the super-resolution model is trained: on crops, with noise on what it is conditioned on."""
+
+    factor: int = 4
+    crop: tuple[int, int, int] = (256, 72, 72)  # the published code: full depth, 72 x 72 in the slice
+    condition_noise: float = 0.4  # the condition is (1 - a) * low + a * noise, a uniform in [0, condition_noise]
+
+    def __post_init__(self) -> None:
+        if self.factor < 2:
+            raise ConfigError(f"factor must be at least 2, got {self.factor}")
+        if any(side % self.factor for side in self.crop):
+            raise ConfigError(f"crop must divide by the factor {self.factor}, got {self.crop}")
+        if not 0 <= self.condition_noise < 1:
+            raise ConfigError(f"condition_noise must lie in [0, 1), got {self.condition_noise}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MedSynDefaults:
+    """What a request gets when it leaves steps or guidance open, and how the large volume is cut into tiles."""
+
+    solver: str = "ddim"  # MedSyn section IV-F: DDIM; "dpmpp-2m" needs fewer calls
+    steps: int = 50
+    guidance: float = 1.0  # the published evaluation script; its script for conditional volumes has 3
+    superres_steps: int = 20
+    tile: tuple[int, int, int] = (256, 72, 72)  # the shape the network was trained on
+    overlap: int = 16  # voxels that neighbouring tiles share
+
+    def __post_init__(self) -> None:
+        check_clean_solver(self.solver)
+        if min(self.steps, self.superres_steps) < 1:
+            raise ConfigError(f"steps must be at least 1, got {self.steps} and {self.superres_steps}")
+        if not self.guidance >= 0:
+            raise ConfigError(f"guidance must be 0 or more, got {self.guidance}")
+        if self.overlap < 0 or min(self.tile) <= self.overlap:
+            raise ConfigError(f"tile {self.tile} must be larger than the overlap {self.overlap}, which is 0 or more")

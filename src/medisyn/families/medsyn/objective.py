@@ -1,0 +1,103 @@
+"""The training objectives: what is drawn for each sample and step, and the loss it gives.
+
+Shapes here: B samples, C channels, D, H, W depth, height, width (of the crop, for super-resolution).
+The order of the draws is part of the format: changing it changes every seeded run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from medisyn.families.medsyn.config import SuperResolutionConfig
+
+
+@dataclass(frozen=True)
+class BaseDraws:
+    """All randomness of one step of the base model, on the CPU."""
+
+    times_B: torch.Tensor
+    noise_BCDHW: torch.Tensor
+    dropped_B: torch.Tensor  # True: this step sees the null text
+
+
+def draw_base(generators: Sequence[torch.Generator], shape: Sequence[int], report_dropout: float) -> BaseDraws:
+    """Row i from generators[i] alone: time (uniform in [0, 1)), noise of `shape`, dropped report."""
+    times, noise, dropped = [], [], []
+    for generator in generators:
+        times.append(torch.rand((), generator=generator))
+        noise.append(torch.randn(tuple(shape), generator=generator))
+        dropped.append(bool(torch.rand((), generator=generator) < report_dropout))
+    return BaseDraws(torch.stack(times), torch.stack(noise), torch.tensor(dropped))
+
+
+@dataclass(frozen=True)
+class SuperResolutionDraws:
+    """All randomness of one step of the super-resolution model, on the CPU."""
+
+    times_B: torch.Tensor
+    corners: list[tuple[int, int, int]]  # first voxel of each crop, a multiple of the factor
+    noise_levels_B: torch.Tensor  # share of the condition that is noise
+    condition_noise_BCDHW: torch.Tensor
+    noise_BCDHW: torch.Tensor
+
+
+def draw_superres(
+    generators: Sequence[torch.Generator], shape: Sequence[int], config: SuperResolutionConfig
+) -> SuperResolutionDraws:
+    """Row i from generators[i] alone: time, corner along d, h, w, noise level, condition noise, noise."""
+    channels, *sides = shape
+    crop = crop_shape(sides, config)
+    times, corners, levels, condition_noise, noise = [], [], [], [], []
+    for generator in generators:
+        times.append(torch.rand((), generator=generator))
+        places = [(side - part) // config.factor + 1 for side, part in zip(sides, crop, strict=True)]
+        d, h, w = (int(torch.randint(count, (), generator=generator)) * config.factor for count in places)
+        corners.append((d, h, w))
+        levels.append(torch.rand((), generator=generator) * config.condition_noise)
+        condition_noise.append(torch.randn(channels, *crop, generator=generator))
+        noise.append(torch.randn(channels, *crop, generator=generator))
+    return SuperResolutionDraws(
+        torch.stack(times), corners, torch.stack(levels), torch.stack(condition_noise), torch.stack(noise)
+    )
+
+
+def crop_shape(sides: Sequence[int], config: SuperResolutionConfig) -> list[int]:
+    """The crop, or the whole side where the volume is smaller."""
+    return [min(side, part) for side, part in zip(sides, config.crop, strict=True)]
+
+
+def cut(volumes_BCDHW: torch.Tensor, corners: Sequence[tuple[int, int, int]], crop: Sequence[int]) -> torch.Tensor:
+    """One crop of each row as float32, its first voxel at the corner."""
+    return torch.stack(  # float32 before stacking: autocast on a CPU does not stack float16
+        [
+            volume_CDHW[:, d : d + crop[0], h : h + crop[1], w : w + crop[2]].float()
+            for volume_CDHW, (d, h, w) in zip(volumes_BCDHW, corners, strict=True)
+        ]
+    )
+
+
+def lower_resolution(volumes_BCDHW: torch.Tensor, factor: int) -> torch.Tensor:
+    """Every `factor`-th voxel, as the base model's data are made."""
+    return volumes_BCDHW[..., ::factor, ::factor, ::factor]
+
+
+def repeat_voxels(volumes_BCDHW: torch.Tensor, factor: int) -> torch.Tensor:
+    """Each voxel `factor` times along each axis (nearest neighbour)."""
+    return F.interpolate(volumes_BCDHW, scale_factor=factor, mode="nearest")
+
+
+def noisy_condition(
+    condition_BCDHW: torch.Tensor, noise_BCDHW: torch.Tensor, noise_levels_B: torch.Tensor
+) -> torch.Tensor:
+    """(1 - a) * condition + a * noise, a one number per row; the network is not told a."""
+    share = noise_levels_B.view(-1, 1, 1, 1, 1)
+    return (1 - share) * condition_BCDHW + share * noise_BCDHW
+
+
+def error_per_sample(prediction_BCDHW: torch.Tensor, clean_BCDHW: torch.Tensor) -> torch.Tensor:
+    """Mean squared error over channels and voxels, float32 (B,) (MedSyn equations 9 and 10)."""
+    return (prediction_BCDHW.float() - clean_BCDHW.float()).square().flatten(1).mean(dim=1)

@@ -1,0 +1,86 @@
+"""Solvers on clean predictions: how often they call the network, and where they arrive."""
+
+import math
+
+import pytest
+import torch
+
+from medisyn.diffusion.clean_solvers import CLEAN_SOLVERS, ddim_step, dpmpp_step, solve, times_for
+from medisyn.diffusion.cosine import cosine_alpha_bar
+from medisyn.errors import ConfigError
+
+
+def calls_of(solver: str, steps: int) -> list[float]:
+    seen: list[float] = []
+
+    def predict(x: torch.Tensor, time: float) -> torch.Tensor:
+        seen.append(time)
+        return torch.zeros_like(x)
+
+    solve(predict, torch.ones(1), solver, steps)
+    return seen
+
+
+@pytest.mark.parametrize(("solver", "steps", "calls"), [("ddim", 50, 51), ("ddim", 20, 21), ("dpmpp-2m", 12, 12)])
+def test_the_papers_number_of_network_calls(solver, steps, calls):
+    seen = calls_of(solver, steps)
+    assert seen == times_for(solver, steps)
+    assert len(seen) == calls
+    assert seen[0] == 1.0
+    assert seen[-1] == pytest.approx(0.0 if solver == "ddim" else 1 / steps)
+
+
+@pytest.mark.parametrize("solver", CLEAN_SOLVERS)
+def test_a_network_that_knows_the_answer_is_believed(solver):
+    answer = torch.linspace(-1, 1, 5)
+    torch.testing.assert_close(solve(lambda x, t: answer, torch.randn(5), solver, 4), answer)
+
+
+def test_one_ddim_step_by_hand():
+    # x = alpha * clean + sigma * noise with clean 0.5 and noise 2 lands at alpha' * 0.5 + sigma' * 2
+    def shares(t: float) -> tuple[float, float]:
+        bar = math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+        return math.sqrt(bar), math.sqrt(1 - bar)
+
+    (alpha, sigma), (alpha_after, sigma_after) = shares(0.6), shares(0.4)
+    x = torch.tensor([alpha * 0.5 + sigma * 2], dtype=torch.float64)
+    clean = torch.tensor([0.5], dtype=torch.float64)
+    expected = torch.tensor([alpha_after * 0.5 + sigma_after * 2], dtype=torch.float64)
+    torch.testing.assert_close(ddim_step(x, clean, 0.6, 0.4), expected, rtol=1e-12, atol=0)
+    # with the clean data as direction, the first-order DPM-Solver++ step is DDIM's (Lu et al. 2022b, section 4)
+    torch.testing.assert_close(dpmpp_step(x, clean, 0.6, 0.4), expected, rtol=1e-12, atol=0)
+
+
+def gaussian_denoiser(spread: float):
+    """E[clean | x_t] for clean data N(0, spread^2): what a perfect network predicts."""
+
+    def predict(x: torch.Tensor, time: float) -> torch.Tensor:
+        bar = float(cosine_alpha_bar(torch.tensor(time, dtype=torch.float64)))
+        return x * math.sqrt(bar) * spread**2 / (bar * spread**2 + 1 - bar)
+
+    return predict
+
+
+def test_the_second_order_solver_needs_fewer_calls_for_the_same_error():
+    """The probability-flow path of a Gaussian ends at x * spread, closely; errors are against a fine solution."""
+    noise, spread = torch.tensor([1.0], dtype=torch.float64), 0.5
+    exact = solve(gaussian_denoiser(spread), noise, "ddim", 5000)
+    error = {
+        (solver, steps): abs(float(solve(gaussian_denoiser(spread), noise, solver, steps) - exact))
+        for solver, steps in (("ddim", 50), ("dpmpp-2m", 20), ("dpmpp-2m", 40))
+    }
+    assert error["dpmpp-2m", 20] < error["ddim", 50]
+    assert error["dpmpp-2m", 40] < error["dpmpp-2m", 20]
+
+
+def test_many_steps_stay_finite_where_the_schedule_is_flat():
+    # above t = 0.9936 alpha_bar is its floor, so steps there change nothing
+    for solver in CLEAN_SOLVERS:
+        assert torch.isfinite(solve(gaussian_denoiser(0.5), torch.ones(3), solver, 600)).all()
+
+
+def test_refusals():
+    with pytest.raises(ConfigError, match=r"solver 'ddimm' is unknown, allowed: ddim, dpmpp-2m. Did you mean 'ddim'"):
+        times_for("ddimm", 5)
+    with pytest.raises(ConfigError, match="steps must be at least 1, got 0"):
+        times_for("ddim", 0)
