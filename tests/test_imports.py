@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "medisyn"
 
 GROUND = {"types", "errors", "geometry", "intensity", "terms", "seeding", "parallel", "runs"}
-PARTS = {"corpus", "diffusion", "nn", "families", "training", "generation", "evaluation", "recipes", "cli"}
+PARTS = {"corpus", "diffusion", "nn", "families", "training", "generation", "evaluation", "recipes", "cli", "phantoms"}
 EVERYTHING = GROUND | PARTS
 
 # Part -> what it may import besides itself. "families.base" is one module; "families" the whole folder.
@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "corpus": GROUND,
     "diffusion": GROUND,
     "nn": GROUND,
+    "phantoms": GROUND,
     "families": GROUND | {"diffusion", "nn"},
     "training": GROUND | {"families.base"},
     "generation": GROUND | {"families.base"},
@@ -201,7 +202,7 @@ def test_the_verbs_of_the_command_line_are_functions():
     import medisyn
 
     verbs = [name for name in dir(medisyn) if not name.startswith("_")]
-    assert verbs == ["curate", "evaluate", "generate", "train"]
+    assert verbs == ["audit", "curate", "evaluate", "generate", "train", "utility"]
     assert all(callable(getattr(medisyn, verb)) for verb in verbs)
     with pytest.raises(AttributeError, match="module 'medisyn' has no attribute 'genarate'"):
         _ = medisyn.genarate
