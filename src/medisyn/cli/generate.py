@@ -44,8 +44,14 @@ def generate(
     reject_copies_of: Annotated[
         Path | None, typer.Option(help="Corpus: draw a picture again that is a copy of one of its training images.")
     ] = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="Rules as YAML, for --reject-copies-of.", show_default="the built-in rules")
+    ] = None,
     tries: Annotated[int, typer.Option(help="Draws per picture, for --reject-copies-of.")] = 3,
     gallery: Annotated[Path | None, typer.Option(help="Also write one HTML page with all pictures there.")] = None,
+    dicom: Annotated[
+        bool, typer.Option("--dicom", help="Of a CT model, also write a DICOM series and its masks.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Make images from a prompt or a file of prompts.
@@ -77,8 +83,10 @@ def generate(
         device=device,
         dtype=dtype,
         reject_copies_of=reject_copies_of,
+        policy=policy,
         tries=tries,
         gallery=gallery,
+        dicom=dicom,
     )
     if json:
         import json as json_format

@@ -12,8 +12,18 @@ from typing import Any, Protocol
 from medisyn.errors import ConfigError, closest
 from medisyn.recipes.medical_encoder_run import MedicalEncoderRun
 from medisyn.recipes.medisyn_v2 import MEDISYN_V2, MEDISYN_V2_LORA, MEDISYN_V2_TINY, SD_FINETUNE, SD_FINETUNE_TINY
+from medisyn.recipes.medsyn_presets import (
+    MEDSYN_BASE,
+    MEDSYN_BASE_TINY,
+    MEDSYN_REPORT_ENCODER,
+    MEDSYN_REPORT_ENCODER_TINY,
+    MEDSYN_SUPERRES,
+    MEDSYN_SUPERRES_TINY,
+)
+from medisyn.recipes.medsyn_starter import STARTER_CT
 from medisyn.recipes.overrides import with_overrides
 from medisyn.recipes.starter_image import STARTER_IMAGE
+from medisyn.recipes.textual_inversion import TEXTUAL_INVERSION, TEXTUAL_INVERSION_TINY
 
 __all__ = ["PRESETS", "Preset", "Report", "get_preset", "with_overrides"]
 
@@ -55,7 +65,16 @@ PRESETS: Mapping[str, Preset] = {
     "medisyn-v2-tiny": MEDISYN_V2_TINY,
     "sd-finetune": SD_FINETUNE,
     "sd-finetune-tiny": SD_FINETUNE_TINY,
+    "medsyn-report-encoder": MEDSYN_REPORT_ENCODER,
+    "medsyn-report-encoder-tiny": MEDSYN_REPORT_ENCODER_TINY,
+    "medsyn-base": MEDSYN_BASE,
+    "medsyn-base-tiny": MEDSYN_BASE_TINY,
+    "medsyn-superres": MEDSYN_SUPERRES,
+    "medsyn-superres-tiny": MEDSYN_SUPERRES_TINY,
+    "textual-inversion": TEXTUAL_INVERSION,
+    "textual-inversion-tiny": TEXTUAL_INVERSION_TINY,
     "starter-image": STARTER_IMAGE,
+    "starter-ct": STARTER_CT,
     "medical-encoder": MedicalEncoderRun(),
 }
 

@@ -18,6 +18,7 @@ from medisyn.generation.prompts import (
     requests_from_prompts,
     requests_from_table,
 )
+from medisyn.recipes.generate_volumes import generate_volumes, refuse_options
 from medisyn.recipes.shipped_models import card_of
 from medisyn.runs import digest
 from medisyn.types import Request
@@ -49,8 +50,10 @@ def generate_images(
     dtype: str = "auto",
     reject: Reject | None = None,
     reject_copies_of: Path | str | None = None,
+    policy: Path | str | None = None,
     tries: int = 3,
     gallery: Path | str | None = None,
+    dicom: bool = False,
 ) -> GenerateReport:
     """Make pictures for a prompt, a list of prompts, or a table of `prompts` (CSV, TSV, JSONL, TXT).
 
@@ -64,8 +67,10 @@ def generate_images(
         grey levels off by half a level on average), else float32. Every file says which.
     reject_copies_of: a corpus; a picture that `medisyn audit` would withhold as a copy of one of its training images is
         drawn again with a seed of its own, up to `tries` draws, and then left out.
+    policy: the release rules of `medisyn audit` as a YAML file, for reject_copies_of; None: the built-in ones.
     reject: a rule of your own instead.
     gallery: also write an HTML page of the folder there.
+    dicom: of a CT model, also write DICOM (see recipes/generate_volumes.py, which such a model goes on to).
     """
     defaults = Defaults(
         n=n, seed=seed, negative_prompt=negative_prompt, height=height, width=width, steps=steps, guidance=guidance
@@ -76,11 +81,10 @@ def generate_images(
         raise InputError(f"processes must be at least 1, got {processes}")
     rejecting = None
     if reject_copies_of is not None:
-        reject, rejecting = copies_of(reject_copies_of, reject)
-    device = _device(device)
-    dtype = _fast_dtype(device) if dtype == "auto" else dtype
-    opened = _open(model, device, dtype, solver)
-    facts = {"id": opened.id, "digest": opened.digest, "solver": opened.solver, "dtype": dtype}
+        reject, rejecting = copies_of(reject_copies_of, reject, policy)
+    elif policy is not None:
+        raise InputError("a policy says which copies are rejected; name the corpus too, with --reject-copies-of")
+    opened, facts, device = open_for_sampling(model, device, dtype, solver)
     requests = [opened.resolve(request) for request in requests]
     folder = (
         Path(out)
@@ -93,6 +97,15 @@ def generate_images(
     )
     check_tokens(requests, opened.known_tokens)
     lost = {request.prompt: lost_words(request, opened.lost_words) for request in requests}
+    if opened.volumes is not None:
+        for_pictures = {"--processes": processes > 1, "--gallery": gallery is not None, "--reject-copies-of": reject}
+        refuse_options(for_pictures, "a CT model makes volumes, one process at a time")
+        settings = {"device": device_name(device), "processes": 1, "seed": seed}
+        return generate_volumes(
+            requests, opened.volumes, folder, model=facts, batch_size=batch_size, lost_words=lost, dicom=dicom,
+            settings=settings,
+        )  # fmt: skip
+    refuse_options({"--dicom": dicom}, "this model makes pictures, and DICOM is for CT volumes")
     family: Family | None = opened.family
     if processes > 1:
         del opened  # the other processes open their own; this one keeps no second copy
@@ -104,12 +117,12 @@ def generate_images(
         model=facts,
         batch_size=batch_size,
         engine="inline" if processes == 1 else f"processes:{processes}",
-        open_family=None if processes == 1 else functools.partial(_open_family, model, device, dtype, solver),
+        open_family=None if processes == 1 else functools.partial(_open_family, model, device, facts["dtype"], solver),
         lost_words=lost.__getitem__,
         reject=reject,
         rejecting=rejecting,
         tries=tries,
-        settings={"device": _device_name(device), "processes": processes, "seed": seed},
+        settings={"device": device_name(device), "processes": processes, "seed": seed},
     )
     if gallery is not None:
         from medisyn.generation.gallery import write_gallery
@@ -118,15 +131,42 @@ def generate_images(
     return report
 
 
-def copies_of(corpus: Path | str, other: Reject | None = None) -> tuple[Reject, dict[str, Any]]:
+def open_for_sampling(
+    model: str, device: str, dtype: str, solver: str | None, *, only_images: str = ""
+) -> tuple[OpenedModel, dict[str, str], str]:
+    """The opened model, what every record says of it (id, digest, solver, dtype), and the device that "auto" became.
+
+    only_images: what is to be done, where a model of CT volumes cannot do it; such a model is then an InputError.
+    """
+    device = choose_device(device)
+    dtype = fast_dtype(device) if dtype == "auto" else dtype
+    opened = _open(model, device, dtype, solver)
+    if only_images and opened.volumes is not None:
+        raise InputError(f"{only_images} works on pictures; {opened.id} makes CT volumes. Choose another --model")
+    return opened, {"id": opened.id, "digest": opened.digest, "solver": opened.solver, "dtype": dtype}, device
+
+
+def device_name(device: str) -> str:
+    """The device as a person knows it, such as "CPU (AMD EPYC), 2 threads"."""
+    import torch
+
+    if device == "cpu":
+        num_threads = torch.get_num_threads()
+        return f"CPU ({_cpu_abilities().get('cpu_name', 'unknown')}), {num_threads} thread{'s' * (num_threads > 1)}"
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+
+
+def copies_of(
+    corpus: Path | str, other: Reject | None = None, policy: Path | str | None = None
+) -> tuple[Reject, dict[str, Any]]:
     """The rule that throws copies of the corpus's training images away, and its description; it opens the corpus."""
-    from medisyn.evaluation.policy import Policy
+    from medisyn.recipes.audit import read_policy
     from medisyn.recipes.copy_search import RejectCopies, SearchSettings
     from medisyn.recipes.evaluate_images import user_cache
 
     if other is not None:
         raise InputError("give either `reject` or `reject_copies_of`, not both")
-    rule = RejectCopies(str(Path(corpus).resolve()), SearchSettings(), Policy(), str(user_cache()))
+    rule = RejectCopies(str(Path(corpus).resolve()), SearchSettings(), read_policy(policy), str(user_cache()))
     return rule, rule.describe()
 
 
@@ -151,7 +191,8 @@ def _requests(prompt: str | Sequence[str] | None, table: Path | None, defaults: 
     return requests_from_prompts(list(prompt or ()), defaults)
 
 
-def _device(name: str) -> str:
+def choose_device(name: str) -> str:
+    """The device of that name, where "auto" is the GPU if there is one; ConfigError for one that is not here."""
     import torch
 
     if name == "auto":
@@ -169,21 +210,12 @@ def _device(name: str) -> str:
     return name
 
 
-def _fast_dtype(device: str) -> str:
+def fast_dtype(device: str) -> str:
+    """bfloat16 where the device computes in it, else float32."""
     if device != "cpu":
         return "bfloat16"
     abilities = _cpu_abilities()
     return "bfloat16" if abilities.get("avx512_bf16") or abilities.get("amx_bf16") else "float32"
-
-
-def _device_name(device: str) -> str:
-    """The device as a person knows it, such as "CPU (AMD EPYC), 2 threads"."""
-    import torch
-
-    if device == "cpu":
-        num_threads = torch.get_num_threads()
-        return f"CPU ({_cpu_abilities().get('cpu_name', 'unknown')}), {num_threads} thread{'s' * (num_threads > 1)}"
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
 
 
 def _cpu_abilities() -> dict[str, Any]:

@@ -5,10 +5,12 @@ The only place that knows which family opens which folder.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medisyn.errors import ModelError, closest
 from medisyn.families.base import Family
@@ -16,10 +18,13 @@ from medisyn.recipes.shipped_models import FOLDER, MAKES
 from medisyn.runs import file_sha256
 from medisyn.types import Request
 
+if TYPE_CHECKING:
+    from medisyn.families.medsyn.cascade import MedSyn
+
 
 @dataclass(frozen=True)
 class ModelPlace:
-    """Where a model lies: its diffusers folder, and an adapter (LoRA) folder on top where there is one.
+    """Where a model lies: its diffusers folder, an adapter (LoRA) folder on top where there is one, learnt tokens.
 
     `name` is what opens it again: a shipped name, a hub id or an absolute path. `id` names it without a path.
     """
@@ -28,6 +33,7 @@ class ModelPlace:
     id: str
     folder: Path
     adapter: Path | None = None
+    embeddings: tuple[Path, ...] = ()  # folders of tokens learnt by textual inversion
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,8 @@ class OpenedModel:
     solver: str
     resolve: Callable[[Request], Request]  # fills in size, steps and guidance
     lost_words: Callable[[str], str]  # words beyond the text encoder's window, "" when none
+    known_tokens: Callable[[], Collection[str]] = list  # words learnt by textual inversion, such as "<prostate-mri>"
+    volumes: MedSyn | None = None  # the family once more, where it makes CT volumes with masks
 
 
 def open_model(name: str, *, device: str = "cpu", dtype: str = "float32", solver: str | None = None) -> OpenedModel:
@@ -48,13 +56,48 @@ def open_model(name: str, *, device: str = "cpu", dtype: str = "float32", solver
     Raises ModelError when it is not there, incomplete or of a kind we refuse; ConfigError for an unknown solver.
     """
     place = find_model(name)
+    if not (place.folder / "model_index.json").is_file():
+        from medisyn.families.medsyn.folders import is_medsyn
+
+        if is_medsyn(place.folder):
+            return _open_medsyn(place, device, dtype, solver)
     from medisyn.families.stable_diffusion.model import StableDiffusion
 
     family = StableDiffusion.from_folder(
-        place.folder, device=device, dtype=dtype, solver=solver, adapter=place.adapter, source=place.name
+        place.folder,
+        device=device,
+        dtype=dtype,
+        solver=solver,
+        adapter=place.adapter,
+        embeddings=place.embeddings,
+        source=place.name,
     )
     return OpenedModel(
-        family, place.id, weights_digest(place), family.solver, resolve=family.resolve, lost_words=family.lost_words
+        family,
+        place.id,
+        weights_digest(place),
+        family.solver,
+        resolve=family.resolve,
+        lost_words=family.lost_words,
+        known_tokens=family.known_tokens,
+    )
+
+
+def _open_medsyn(place: ModelPlace, device: str, dtype: str, solver: str | None) -> OpenedModel:
+    """A 3D CT model: base model, report encoder and, where there is one, super-resolution."""
+    from medisyn.families.medsyn.cascade import MedSyn
+
+    family = MedSyn.from_folder(place.folder, device=device, dtype=dtype)
+    if solver is not None:
+        family = family.with_defaults(solver=solver)
+    return OpenedModel(
+        family,
+        place.id,
+        weights_digest(place),
+        family.base.defaults.solver,
+        resolve=family.resolve,
+        lost_words=family.lost_words,
+        volumes=family,
     )
 
 
@@ -67,7 +110,7 @@ def find_model(name: str) -> ModelPlace:
     from medisyn.families.stable_diffusion import load
 
     if name in MAKES:
-        if not (FOLDER / name / "model_index.json").is_file():
+        if not any((FOLDER / name / file).is_file() for file in ("model_index.json", "medisyn.json")):
             raise ModelError(f"the weights of {name} are not in this build. Run `medisyn train {name}` to make them.")
         return ModelPlace(name, name, FOLDER / name)
     path = Path(name)
@@ -101,9 +144,9 @@ def find_autoencoder(name: str) -> Path:
 
 
 def weights_digest(place: ModelPlace) -> str:
-    """sha256 over the names and sha256 of all weight files, of the adapter too."""
+    """sha256 over the names and sha256 of all weight files, of the adapter and of learnt tokens too."""
     total = hashlib.sha256()
-    for folder in [place.folder, *([place.adapter] if place.adapter is not None else [])]:
+    for folder in [place.folder, *([place.adapter] if place.adapter is not None else []), *place.embeddings]:
         for file in sorted(folder.rglob("*.safetensors")):
             total.update(f"{file.relative_to(folder)} {file_sha256(file)}\n".encode())
     return total.hexdigest()
@@ -111,11 +154,17 @@ def weights_digest(place: ModelPlace) -> str:
 
 def _place_of_folder(path: Path) -> ModelPlace:
     from medisyn.families.stable_diffusion import load
+    from medisyn.families.stable_diffusion.embedding_files import DIFFUSERS_FILE, EMBEDDINGS
     from medisyn.families.stable_diffusion.lora import LORA_FILE
 
     absolute = path.resolve()
-    holds_model = any((absolute / file).is_file() for file in ("model_index.json", LORA_FILE))
+    marks = ("model_index.json", LORA_FILE, DIFFUSERS_FILE, load.SETTINGS_FILE)
+    holds_model = any((absolute / file).is_file() for file in marks)
     folder = absolute / "model" if not holds_model and (absolute / "model").is_dir() else absolute
+    if not (folder / "model_index.json").is_file() and (
+        EMBEDDINGS in load.read_settings(folder) or (folder / DIFFUSERS_FILE).is_file()
+    ):
+        return _place_of_embeddings(absolute, folder)
     if not (folder / LORA_FILE).is_file() or (folder / "model_index.json").is_file():
         return ModelPlace(str(absolute), absolute.name, folder)
     base = load.read_settings(folder).get("base")
@@ -127,4 +176,18 @@ def _place_of_folder(path: Path) -> ModelPlace:
     below = find_model(str(base))
     if below.adapter is not None:
         raise ModelError(f"{absolute.name}/ is an adapter on another adapter; merge the first into its base.")
-    return ModelPlace(str(absolute), absolute.name, below.folder, adapter=folder)
+    return ModelPlace(str(absolute), absolute.name, below.folder, adapter=folder, embeddings=below.embeddings)
+
+
+def _place_of_embeddings(named: Path, folder: Path) -> ModelPlace:
+    """Learnt tokens on top of their base, which may be an adapter or hold learnt tokens itself."""
+    from medisyn.families.stable_diffusion import load
+
+    base = load.read_settings(folder).get("base")
+    if base is None:
+        raise ModelError(
+            f"{named.name}/ holds a textual-inversion embedding without its base model on record. Make a folder that "
+            f"opens: `medisyn convert embedding FILE --base MODEL --out FOLDER`"
+        )
+    below = find_model(str(base))
+    return dataclasses.replace(below, name=str(named), id=named.name, embeddings=(*below.embeddings, folder))

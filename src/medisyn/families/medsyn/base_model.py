@@ -178,7 +178,15 @@ class MedSynBase:
         return self.masks(self.sample(requests, [self.known_from(sample, ["ct"]) for sample in samples]))
 
     def resolve(self, request: Request) -> Request:
-        """The request with steps and guidance filled in. Raises InputError for a size that is not the model's."""
+        """The request with steps and guidance filled in.
+
+        Raises InputError for a size that is not the model's, and for a prompt of several terms or one that is mixed.
+        """
+        if request.terms or request.toward_prompt or request.toward_seed is not None:
+            raise InputError(
+                f"request {request.key}: this model reads one report; prompts of several terms (AND) and interpolation "
+                "are for image models"
+            )
         for name, asked, has in zip(
             ("height", "width"), (request.height, request.width), self.grid.shape[1:], strict=True
         ):

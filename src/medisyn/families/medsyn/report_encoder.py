@@ -150,10 +150,16 @@ def train_wordpiece(reports: Iterable[str], *, vocab_size: int = 4000) -> Any:
     learner.normalizer = blank.backend_tokenizer.normalizer
     learner.pre_tokenizer = blank.backend_tokenizer.pre_tokenizer
     alphabet = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
+    texts = list(reports)
+    used = learner.normalizer.normalize_str("".join({*"".join(texts)}))
+    letters = sorted({*alphabet, *"".join(used.split())})
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocab_size,
+        special_tokens=[*SPECIAL, *(f"##{letter}" for letter in letters)],  # else numbered by chance, and so ties fall
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
-    learner.train_from_iterator(reports, trainer)
+    learner.train_from_iterator(texts, trainer)
     learned = sorted(learner.get_vocab().items(), key=lambda item: item[1])
     words = dict.fromkeys([*SPECIAL, *(word for word, _ in learned), *alphabet, *(f"##{mark}" for mark in alphabet)])
     return BertTokenizer(vocab={word: number for number, word in enumerate(words)})
