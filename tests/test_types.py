@@ -203,3 +203,13 @@ def test_values_with_arrays_compare_by_identity():
 def test_a_request_refuses_what_no_model_can_do(wrong, text):
     with pytest.raises(InputError, match=text):
         Request("a", "a chest X-ray", 0, **wrong)
+
+
+def test_a_request_on_the_way_to_another():
+    request = Request("k", "a AND b", 1, terms=[["a", 1], ["b", 2]])
+    assert request.terms == request.weighted_terms == (("a", 1.0), ("b", 2.0))
+    assert Request("k", "a", 1).weighted_terms == (("a", 1.0),)
+    with pytest.raises(InputError, match=r"request k: toward_share must lie in \[0, 1\], got 1.5"):
+        Request("k", "a", 1, toward_share=1.5)
+    with pytest.raises(InputError, match="a prompt of several terms cannot be mixed with another prompt"):
+        Request("k", "x", 1, terms=(("a", 1), ("b", 1)), toward_prompt="c")

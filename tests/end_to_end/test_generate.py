@@ -141,8 +141,8 @@ def test_auto_dtype_follows_the_machine(monkeypatch: pytest.MonkeyPatch) -> None
 
     for ability, expected in [("avx512_bf16", "bfloat16"), ("amx_bf16", "bfloat16"), ("avx2", "float32")]:
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda ability=ability: {ability: True}, raising=False)
-        assert recipe._fast_dtype("cpu") == expected
-    assert recipe._fast_dtype("cuda") == "bfloat16"
+        assert recipe.fast_dtype("cpu") == expected
+    assert recipe.fast_dtype("cuda") == "bfloat16"
 
 
 def test_run_json_says_on_what_it_ran(model: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,3 +164,15 @@ def test_errors_of_files_and_values(tmp_path: Path) -> None:
         Defaults(n=0)
     with pytest.raises(InputError, match="guidance must be a number of 0 or more, got -1"):
         Defaults(guidance=-1.0)
+
+
+def test_a_table_holds_combined_prompts_and_the_way_to_another(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("prompt,toward_prompt,toward_seed,toward_share\n0.75*a AND b,,5,0.5\nplain,c,,1\n")
+    combined, plain = requests_from_table(tmp_path / "p.csv", Defaults())
+    assert combined.terms == (("a", 0.75), ("b", 1.0))
+    assert (combined.toward_seed, combined.toward_share, combined.toward_prompt) == (5, 0.5, "")
+    assert (plain.terms, plain.toward_prompt, plain.toward_share) == ((), "c", 1.0)
+    assert request_from_record(json.loads(json.dumps(request_record(combined)))) == combined
+    (tmp_path / "p.csv").write_text("prompt,toward_share\na,1.5\n")
+    with pytest.raises(InputError, match=r"row 1: toward_share must be a number from 0 to 1, got '1.5'"):
+        requests_from_table(tmp_path / "p.csv", Defaults())

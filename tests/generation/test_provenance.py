@@ -130,3 +130,12 @@ def test_only_uint8_pictures_become_png() -> None:
         export.png_bytes(Picture(np.zeros((3, 4, 4), dtype=np.float32), UNIT), record())
     with pytest.raises(InputError, match="got 2 of uint8"):
         export.png_bytes(Picture(np.zeros((2, 4, 4), dtype=np.uint8)), record())
+
+
+def test_a_combined_prompt_shows_its_weights_and_effective_guidance() -> None:
+    request = Request("k", "a :0.5 AND b :-0.25", 1, guidance=4.0, terms=(("a", 0.5), ("b", -0.25)))
+    got = provenance.record_of(request, MODEL, size=(4, 6))
+    assert got["terms"] == [{"text": "a", "weight": 0.5}, {"text": "b", "weight": -0.25}]
+    assert got["effective_guidance"] == 3.0
+    with Image.open(io.BytesIO(export.png_bytes(picture(), got))) as image:
+        assert image.info["Source"].endswith("guidance 4.0, seed 1, weights 0.5 + -0.25, effective guidance 3.0")

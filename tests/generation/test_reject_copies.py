@@ -13,7 +13,7 @@ from medisyn import runs
 from medisyn.cli import main
 from medisyn.errors import InputError
 from medisyn.generation.generate import generate
-from medisyn.recipes.generate_images import generate_images
+from medisyn.recipes.generate_images import copies_of, generate_images
 
 
 def pictures(folder):
@@ -95,3 +95,14 @@ def test_an_unchecked_folder_does_not_become_a_checked_one(tmp_path):
 def test_one_rule_at_a_time(tmp_path):
     with pytest.raises(InputError, match="either `reject` or `reject_copies_of`, not both"):
         generate_images("red", reject=reject_dark, reject_copies_of=tmp_path, out=tmp_path / "out")
+    with pytest.raises(InputError, match="a policy says which copies are rejected; name the corpus too"):
+        generate_images("red", policy=tmp_path / "policy.yaml", out=tmp_path / "out")
+
+
+def test_the_policy_of_a_file_is_the_rule(place, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder, _, _ = place
+    (tmp_path / "policy.yaml").write_text("alpha: 0.05\nbits: 2\n")
+    rule, described = copies_of(folder / "corpus", policy=tmp_path / "policy.yaml")
+    assert (rule.policy.alpha, rule.policy.bits) == (0.05, 2)
+    assert described["policy"]["bits"] == 2

@@ -66,3 +66,22 @@ def test_bf16_halves_the_activations():
     assert memory.activation_bytes(family, parameters, row, cpu, "bf16") < memory.activation_bytes(
         family, parameters, row, cpu, "fp32"
     )
+
+
+class Frozen:
+    """A trained scale in front of a frozen layer, which is kept where a dataclass and a tuple hold it."""
+
+    def __init__(self):
+        self.scale = torch.nn.Parameter(torch.ones(4))
+        self.networks = memory.MemoryEstimate(0, 0, 0, 0, 0, available=(torch.nn.Linear(4, 4).requires_grad_(False),))
+
+    def loss(self, encoded, draws):
+        [layer] = self.networks.available
+        return layer(encoded["x"] * self.scale).sum(dim=1)
+
+
+def test_frozen_weights_are_no_activations():
+    """The backward pass needs the layer's weight, which is loaded already, and the four numbers of the input."""
+    family = Frozen()
+    kept = memory.activation_bytes(family, [family.scale], {"x": torch.ones(4)}, torch.device("cpu"), "fp32")
+    assert kept == 4 * 4

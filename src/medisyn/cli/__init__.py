@@ -39,6 +39,9 @@ COMMANDS = {
     "doctor": "Say what this machine can run, and what stands in the way.",
 }
 
+# Command -> forms of it, chosen by its first word: `medisyn generate inpaint` is `medisyn.cli.forms.inpaint`.
+FORMS = {"generate": ("interpolate", "inpaint")}
+
 # Set before a heavy package is imported, and only where the user has not decided otherwise.
 ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",  # torchvision is absent on purpose; transformers says so at every start
@@ -51,18 +54,31 @@ ENVIRONMENT = {
 
 def load_command(name: str) -> Any:
     """The parsed command tree of one name in COMMANDS; imports its module."""
+    from medisyn.cli.forms import CommandWithForms
+
     module = importlib.import_module(f"medisyn.cli.{name}")
     app = getattr(module, "app", None)
     if app is None:
         app = typer.Typer()
-        app.command(name)(getattr(module, name))
+        app.command(name, cls=CommandWithForms if name in FORMS else None)(getattr(module, name))
     app.info.name = name
     app.rich_markup_mode = None
     app._add_completion = False
     command = typer.main.get_command(app)
+    if isinstance(command, CommandWithForms):
+        command.commands = {form: _load_form(form) for form in FORMS[name]}
     for part in (command, *getattr(command, "commands", {}).values()):
         part.help = keep_examples(part.help or "")
         part.no_args_is_help = False
+    return command
+
+
+def _load_form(name: str) -> Any:
+    """The command of one form; its name is the word that chooses it."""
+    app = typer.Typer(rich_markup_mode=None, add_completion=False)
+    app.command(name)(getattr(importlib.import_module(f"medisyn.cli.forms.{name}"), name))
+    command = typer.main.get_command(app)
+    command.name = name
     return command
 
 

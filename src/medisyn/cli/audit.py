@@ -12,9 +12,15 @@ POLICY_FAILED = 3  # 1 is a failure of the program, 2 a mistake of the user
 
 def audit(
     synthetic: Annotated[
-        Path, typer.Argument(help="Folder of generated images with metadata.jsonl, or a corpus of them.")
+        Path,
+        typer.Argument(
+            help="Folder of generated images with metadata.jsonl, or a corpus of them; of clips (.npz, .gif) or CT "
+            "volumes (.nii, .nii.gz, .nrrd)."
+        ),
     ],
-    against: Annotated[Path, typer.Option(help="The corpus that the model was trained on.")],
+    against: Annotated[
+        Path, typer.Option(help="Corpus the model was trained on; for clips and volumes a folder of them.")
+    ],
     split: Annotated[str, typer.Option(help="Its held-out images, for calibration: test or validation.")] = "test",
     extractor: Annotated[str, typer.Option(help="Finds the neighbours; as in `medisyn evaluate`.")] = "medical-encoder",
     weights: Annotated[
@@ -25,6 +31,11 @@ def audit(
         str, typer.Option(help="Mirrorings tried, of: none, horizontal, vertical, both.")
     ] = "none,horizontal",
     held_out: Annotated[int, typer.Option(help="Held-out images for calibration, at most.")] = 1000,
+    held_out_folder: Annotated[
+        Path | None, typer.Option(help="Clips and volumes: folder of held-out real ones.", show_default="see the docs")
+    ] = None,
+    pictures: Annotated[int, typer.Option(help="Clips and volumes: frames or slices that are compared.")] = 12,
+    window: Annotated[str, typer.Option(help="Volumes: HU shown black and white, LOW,HIGH.")] = "-1024,600",
     model: Annotated[
         str | None, typer.Option(help="Also attack this model: can training images be told by its loss?")
     ] = None,
@@ -50,12 +61,13 @@ def audit(
     Example:
         medisyn audit synthetic/a --against corpus/ --model runs/a
         medisyn audit synthetic/a --against corpus/ --gate --policy policy.yaml --out release/
+        medisyn audit volumes/ --against training-volumes/ --held-out-folder test-volumes/
     """
     from medisyn.recipes.audit import audit as run_audit
-    from medisyn.recipes.copy_search import SearchSettings
     from medisyn.recipes.membership_attack import AttackSettings
+    from medisyn.recipes.stack_search import StackSettings, read_window
 
-    settings = SearchSettings(
+    settings = StackSettings(
         split=split,
         extractor=extractor,
         weights=str(weights) if weights is not None else "",
@@ -63,6 +75,8 @@ def audit(
         flips=tuple(flip.strip() for flip in flips.split(",")),
         held_out=held_out,
         seed=seed,
+        pictures=pictures,
+        window=read_window(window),
     )
     attack = AttackSettings(images=attack_images, split=split, seed=seed)
     found = run_audit(
@@ -76,6 +90,7 @@ def audit(
         files=files,
         cache=cache,
         out=out,
+        held_out=held_out_folder,
     )
     if json:
         import json as json_format

@@ -1,4 +1,4 @@
-"""`medisyn convert`: checkpoints of other programs as our model folders."""
+"""`medisyn convert`: checkpoints and embeddings of other programs as our model folders."""
 
 from __future__ import annotations
 
@@ -44,3 +44,26 @@ def medsyn(
         base, report_encoder, out, superres=superres, tokenizer=tokenizer, up_order=up_order, check=check
     )
     typer.echo(report.summary())
+
+
+@app.command()
+def embedding(
+    files: Annotated[list[Path], typer.Argument(help="Textual-inversion files: .safetensors, .pt or .bin.")],
+    out: Annotated[Path, typer.Option(help="Folder of the model, or with --layout the file to write.")],
+    base: Annotated[str | None, typer.Option(help="The model that they were trained on.")] = None,
+    token: Annotated[
+        str | None, typer.Option(help='The word in prompts, such as "<healthy>".', show_default="the file's name")
+    ] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="Write one file for another program: diffusers, a1111 or kohya.")
+    ] = None,
+) -> None:
+    """Turn textual-inversion files into a folder that `--model` opens, or into another program's file.
+
+    Example:
+        medisyn convert embedding healthy.pt cardiomegaly.pt --base stabilityai/stable-diffusion-2-base --out chest/
+        medisyn convert embedding runs/c/model/learned_embeds.safetensors --layout a1111 --out prostate-mri.pt
+    """
+    from medisyn.recipes.embedding_convert import convert_embeddings
+
+    typer.echo(convert_embeddings(files, out, base=base, token=token, layout=layout).summary())

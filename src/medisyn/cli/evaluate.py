@@ -16,7 +16,17 @@ def evaluate(
             "volumes (.nii, .nii.gz, .nrrd); with --stages a model."
         ),
     ],
-    against: Annotated[Path, typer.Option(help="Corpus of real images; for clips and volumes a folder of real ones.")],
+    against: Annotated[
+        Path | None,
+        typer.Option(help="Corpus of real images; for clips and volumes a folder of real ones. Not with --anatomy."),
+    ] = None,
+    anatomy: Annotated[
+        bool, typer.Option("--anatomy", help="Measure organs in generated chest CTs, and compare pairs of prompts.")
+    ] = False,
+    masks: Annotated[
+        str, typer.Option(help="Masks for --anatomy: own, classical, lungmask or totalsegmentator.")
+    ] = "own",
+    pairs: Annotated[str, typer.Option(help="Pairs of prompts for --anatomy: auto, or a CSV.")] = "auto",
     stages: Annotated[
         bool, typer.Option("--stages", help="Check how much of the corpus's images the model's autoencoder keeps.")
     ] = False,
@@ -44,6 +54,9 @@ def evaluate(
     diversity_pairs: Annotated[
         int, typer.Option(help="Pairs of each class whose likeness is measured; 0 for none.")
     ] = 10,
+    clip: Annotated[
+        Path | None, typer.Option(help="CLIP folder: is an image closest to the prompt of its class? (R@1)")
+    ] = None,
     mmd_bandwidth: Annotated[
         float | None,
         typer.Option(help="Alpha of MMD's kernel exp(-alpha d²).", show_default="1 / median d² of the real items"),
@@ -63,20 +76,32 @@ def evaluate(
     Fréchet and kernel distances, precision, recall, density and coverage to held-out real images, each beside
     real-to-real; how alike the images of a class are; how often a classifier of real images names the class that was
     asked for; and how close the images come to training images. Clips and CT volumes have the same distances in
-    features of their own. Writes report.html, result.json and CSV tables.
+    features of their own. With --anatomy organs are measured in generated chest CTs, against nothing but the
+    prompts. Writes report.html, result.json and CSV tables.
 
     Example:
         medisyn evaluate synthetic/a --against corpus/
         medisyn evaluate synthetic/a --against corpus/ --extractor dinov2:dinov2-large/ --judge none
         medisyn evaluate volumes/ --against real-volumes/ --extractor med3d --weights resnet_50.pth
         medisyn evaluate starter-image --stages --against corpus/
+        medisyn evaluate volumes/ --anatomy --masks classical
     """
-    if stages:
+    if anatomy:
+        from medisyn.recipes.evaluate_anatomy import evaluate_anatomy
+
+        if stages or against is not None or extractor is not None or weights is not None:
+            raise typer.BadParameter("--stages, --against, --extractor and --weights have no use with --anatomy")
+        found: Any = evaluate_anatomy(synthetic, masks=masks, pairs=pairs, out=out)
+    elif masks != "own" or pairs != "auto":
+        raise typer.BadParameter("--masks and --pairs have no use without --anatomy")
+    elif against is None:
+        raise typer.BadParameter("--against is missing: the corpus or folder of real items to compare with")
+    elif stages:
         from medisyn.recipes.evaluate_stages import evaluate_stages
 
-        if extractor is not None or weights is not None:
-            raise typer.BadParameter("--extractor and --weights have no use with --stages")
-        found: Any = evaluate_stages(
+        if extractor is not None or weights is not None or clip is not None:
+            raise typer.BadParameter("--extractor, --weights and --clip have no use with --stages")
+        found = evaluate_stages(
             str(synthetic), against, split=split, count=count, resamples=resamples, seed=seed, out=out
         )
     else:
@@ -93,7 +118,7 @@ def evaluate(
             seed=seed,
         )
         found = evaluate_folder(
-            synthetic, against, settings, extractor=extractor, weights=weights, cache=cache, out=out
+            synthetic, against, settings, extractor=extractor, weights=weights, cache=cache, out=out, clip=clip
         )
     if json:
         import json as json_format

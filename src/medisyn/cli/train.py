@@ -16,6 +16,14 @@ def train(
     assignments: Annotated[
         list[str] | None, typer.Option("--set", help="Change a value, for example learning_rate=1e-5. Repeatable.")
     ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="The model to start from; short for --set base=NAME.", show_default="the preset's"),
+    ] = None,
+    token: Annotated[
+        list[str] | None,
+        typer.Option(help='textual-inversion: the word to learn, such as "<prostate-mri>". Repeatable.'),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps in all; short for --set num_steps=N.")] = None,
     processes: Annotated[int, typer.Option(help="Training processes on this machine, one per GPU.")] = 1,
     dry_run: Annotated[
@@ -26,22 +34,30 @@ def train(
     """Train a model from a preset; the same command resumes.
 
     Ctrl-C ends the step at hand and writes a checkpoint. The model of the best (else the latest) checkpoint is in
-    OUT/model, an ordinary diffusers folder; metrics.jsonl, previews/ and run.json stand beside it.
+    OUT/model: an ordinary diffusers folder, or for a LoRA or a new word what was learnt and the name of its base.
+    metrics.jsonl, previews/ and run.json stand beside it.
 
     Example:
         medisyn train medisyn-v2 --corpus corpus/ --out runs/a --processes 4
         medisyn train medisyn-v2-lora --corpus corpus/ --out runs/b --set learning_rate=5e-5 --dry-run
+        medisyn train textual-inversion --token "<prostate-mri>" --corpus corpus/ --out runs/c
     """
     from medisyn.recipes.train_preset import preset_for, train_preset
+
+    assignments = [*(assignments or ())]
+    if base is not None:
+        assignments.append(f"base={base}")
+    if token:
+        assignments.append(f"tokens={','.join(token)}")
 
     def announce(line: str) -> None:
         typer.echo(line, err=True)
 
     if dry_run:
-        preset_for(preset, assignments or (), steps).plan(corpus, out, typer.echo)
+        preset_for(preset, assignments, steps).plan(corpus, out, typer.echo)
         return
     report = train_preset(
-        preset, corpus, out, assignments=assignments or (), num_steps=steps, processes=processes, announce=announce
+        preset, corpus, out, assignments=assignments, num_steps=steps, processes=processes, announce=announce
     )
     if os.environ.get("RANK", "0") != "0":  # torchrun or accelerate started several of us: one speaks
         return

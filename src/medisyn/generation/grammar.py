@@ -100,7 +100,7 @@ def check_tokens(requests: Sequence[Request], known: Callable[[], Collection[str
         return
     there = [token for token in known() if TOKEN.fullmatch(token)]
     for token, key in used.items():
-        if token not in there:
+        if token.casefold() not in {name.casefold() for name in there}:  # text encoders read lower case
             names = f"It knows {', '.join(sorted(there)[:10])}." if there else "It has learnt none."
             raise InputError(f"request {key}: the model knows no token {token}. {names}{closest(token, there)}")
 

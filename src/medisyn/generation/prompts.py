@@ -4,6 +4,8 @@ Columns of a table: `prompt` (a corpus table's `caption` and an imagefolder's `t
 no `prompt`), and, each optional, `key`, `seed`, `negative_prompt`, `n`, `height`, `width`, `steps`, `guidance`. Every
 other column is kept as metadata of the pictures. Columns that MediSyn writes itself (`provenance.WRITTEN`) are read
 over, so the `metadata.jsonl` of an earlier run is a table that makes the same pictures again.
+`toward_prompt`, `toward_seed` and `toward_share` are what the frames of an interpolation hold (types.Request). A prompt
+may combine several, each with its weight (grammar.py).
 A TXT file holds one prompt per line. Rows are counted from 1, below the header, without empty lines.
 """
 
@@ -20,12 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from medisyn.errors import InputError, closest
+from medisyn.generation.grammar import terms_for_request
 from medisyn.generation.provenance import WRITTEN
 from medisyn.seeding import seed_for
 from medisyn.types import Request
 
 PROMPT_COLUMNS = ("prompt", "caption", "text")  # the first one that a table has is its prompt
-SETTING_COLUMNS = ("key", "seed", "negative_prompt", "n", "height", "width", "steps", "guidance")
+TOWARD = ("toward_prompt", "toward_seed", "toward_share")
+SETTING_COLUMNS = ("key", "seed", "negative_prompt", "n", "height", "width", "steps", "guidance", *TOWARD)
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".txt")
 SAFE_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 LARGEST_SEED = 2**63 - 1
@@ -134,14 +138,39 @@ def _expand(
     }
     guidance = _guidance(row["guidance"], where) if "guidance" in row else defaults.guidance
     negative = str(row.get("negative_prompt", defaults.negative_prompt))
+    toward = _toward(row, where)
+    terms = _terms(row["prompt"], where)
     own_key = _safe_key(str(row["key"]), where) if "key" in row else None
     requests = []
     for index in range(whole["n"]):
         key = own_key if own_key and index == 0 else f"{own_key or f'{number:05d}'}-{index:03d}"
         seed = _item_seed(whole["seed"], key, index, own="seed" in row)
-        size = {"height": whole["height"], "width": whole["width"], "steps": whole["steps"]}
-        requests.append(Request(key, row["prompt"], seed, negative, **size, guidance=guidance, metadata=metadata))
+        size: dict[str, Any] = {"height": whole["height"], "width": whole["width"], "steps": whole["steps"]}
+        requests.append(
+            Request(
+                key, row["prompt"], seed, negative, **size, guidance=guidance, metadata=metadata, terms=terms, **toward
+            )
+        )
     return requests
+
+
+def _terms(prompt: str, where: str) -> tuple[tuple[str, float], ...]:
+    try:
+        return terms_for_request(prompt)
+    except InputError as error:
+        raise InputError(f"{where}{error}") from None
+
+
+def _toward(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What a row says of the way to another prompt or seed; the defaults of Request where it says nothing."""
+    toward: dict[str, Any] = {}
+    if "toward_prompt" in row:
+        toward["toward_prompt"] = str(row["toward_prompt"])
+    if "toward_seed" in row:
+        toward["toward_seed"] = _whole(row["toward_seed"], "toward_seed", 0, LARGEST_SEED, where)
+    if "toward_share" in row:
+        toward["toward_share"] = number_within(row["toward_share"], "toward_share", 0, 1, where)
+    return toward
 
 
 def _item_seed(seed: int, key: str, index: int, *, own: bool) -> int:
@@ -192,13 +221,26 @@ def _exact_text(value: Any) -> int | None:
 
 
 def _guidance(value: Any, where: str) -> float:
+    number = _finite(value)
+    if number is None or number < 0:
+        raise InputError(f"{where}guidance must be a number of 0 or more, got {value!r}")
+    return number
+
+
+def number_within(value: Any, name: str, low: float, high: float, where: str) -> float:
+    """A number from `low` to `high`, also written as text. Raises InputError."""
+    number = _finite(value)
+    if number is None or not low <= number <= high:
+        raise InputError(f"{where}{name} must be a number from {low:g} to {high:g}, got {value!r}")
+    return number
+
+
+def _finite(value: Any) -> float | None:
     try:
         number = float(value)
     except (TypeError, ValueError):
-        number = math.nan
-    if isinstance(value, bool) or not (math.isfinite(number) and number >= 0):
-        raise InputError(f"{where}guidance must be a number of 0 or more, got {value!r}")
-    return number
+        return None
+    return number if math.isfinite(number) and not isinstance(value, bool) else None
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medisyn.errors import ReadError
+from medisyn.generation.grammar import effective_guidance
 from medisyn.types import Request
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
 # Columns of a record that MediSyn fills in; a prompt table's columns of the same name are read over.
 WRITTEN = (
-    "file_name", "text", "prompt", "lost_words", "tries", "rejected_reasons",
+    "file_name", "text", "prompt", "terms", "effective_guidance", "lost_words", "tries", "rejected_reasons",
     "model", "model_digest", "solver", "dtype", "software", "notice",
 )  # fmt: skip
 
@@ -44,6 +45,7 @@ def record_of(
     """The record of one picture of `size` (height, width).
 
     `request.seed` is the seed that made it; `rejected` holds the reasons for which earlier draws were thrown away.
+    `terms` are the prompts that were combined, and `effective_guidance` is the sum of their |weights| times guidance.
     `model` holds id, digest, solver and dtype. Columns are the same for every picture, so that tools can load them.
     """
     return {
@@ -57,6 +59,11 @@ def record_of(
         "width": size[1],
         "steps": request.steps,
         "guidance": request.guidance,
+        "terms": [{"text": text, "weight": weight} for text, weight in request.weighted_terms],
+        "effective_guidance": effective_guidance(request),
+        "toward_prompt": request.toward_prompt,
+        "toward_seed": request.toward_seed,
+        "toward_share": request.toward_share,
         "lost_words": lost_words,
         "tries": len(rejected) + 1,
         "rejected_reasons": "; ".join(rejected),
@@ -76,6 +83,9 @@ def png_text(record: Mapping[str, Any]) -> PngInfo:
 
     chunks = PngInfo()
     settings = f"{record['solver']}, {record['steps']} steps, guidance {record['guidance']}, seed {record['seed']}"
+    if any(term["weight"] != 1 for term in record["terms"]) or len(record["terms"]) > 1:
+        weights = " + ".join(f"{term['weight']:g}" for term in record["terms"])
+        settings += f", weights {weights}, effective guidance {record['effective_guidance']}"
     chunks.add_itxt("Disclaimer", record["notice"])
     chunks.add_itxt("Description", record["prompt"])
     chunks.add_itxt("Software", record["software"])

@@ -151,6 +151,7 @@ class StableDiffusionRun:
             place.folder,
             self.model,
             adapter=place.adapter,
+            embeddings=place.embeddings,
             vae=find_autoencoder(self.vae) if self.vae else None,
             source=place.name,
         )

@@ -6,8 +6,9 @@ forward pass of one sample, adding up every tensor that autograd keeps for the b
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,8 +83,12 @@ def activation_bytes(
     device: torch.device,
     precision: str,
 ) -> int:
-    """Bytes that one sample's forward pass keeps for the backward pass, without weights and their bf16 copies."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+    """Bytes that one sample's forward pass keeps for the backward pass, without weights, trained or frozen.
+
+    The bf16 copies that autocast makes of trained weights are left out too; those of frozen weights are kept for the
+    backward pass and counted.
+    """
+    own = {weight.untyped_storage().data_ptr() for weight in (*parameters, *weights_in(vars(family).values()))}
     shapes = {tuple(parameter.shape) for parameter in parameters} | {
         tuple(parameter.shape[::-1]) for parameter in parameters
     }
@@ -102,6 +107,18 @@ def activation_bytes(
     ):
         family.loss(encoded, [generator_for(0, "memory")])
     return sum(seen.values())
+
+
+def weights_in(values: Iterable[object]) -> Iterator[torch.Tensor]:
+    """Parameters and buffers of the networks among the values, also of those inside tuples, lists and dataclasses."""
+    for value in values:
+        if isinstance(value, torch.nn.Module):
+            yield from value.parameters()
+            yield from value.buffers()
+        elif isinstance(value, tuple | list):
+            yield from weights_in(value)
+        elif dataclasses.is_dataclass(value):
+            yield from weights_in(vars(value).values())
 
 
 def _loaded_and_available(device: torch.device) -> tuple[int, int | None]:

@@ -123,3 +123,31 @@ class NetworkConfig:
     def factor(self) -> int:
         """Pixels per latent along each side."""
         return 2 ** (len(self.vae_widths) - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InversionConfig:
+    """How new words are learnt for a frozen model (textual inversion); all tokens have as many vectors."""
+
+    tokens: tuple[str, ...] = ("<concept>",)
+    num_vectors: int = 64
+    init: tuple[
+        str, ...
+    ] = ()  # words to start from, one text per token or for all; (): from the statistics of the vocabulary
+    templates: tuple[str, ...] = ("{}",)  # prompts with {} for the token; one is drawn per sample and step
+    frozen_dtype: str = "float32"  # of the frozen U-Net and text encoders; bfloat16 takes half the memory
+    gradient_checkpointing: bool = False
+    seed: int = 0  # of the first values
+
+    def __post_init__(self) -> None:
+        if not self.tokens or len(set(self.tokens)) != len(self.tokens):
+            raise ConfigError(f"tokens must be one name or more, each once, got {', '.join(self.tokens) or 'none'}")
+        if self.num_vectors < 1:
+            raise ConfigError(f"num_vectors must be at least 1, got {self.num_vectors}")
+        if len(self.init) not in (0, 1, len(self.tokens)):
+            raise ConfigError(
+                f"init holds {len(self.init)} texts for {len(self.tokens)} tokens; give one per token, one or none"
+            )
+        if not self.templates or any(template.count("{}") != 1 for template in self.templates):
+            raise ConfigError(f"templates must hold {{}} once each, for the token; got {', '.join(self.templates)!r}")
+        _check_name("frozen_dtype", self.frozen_dtype, ("float32", "bfloat16"))

@@ -15,9 +15,11 @@ import torch
 import torch.nn.functional as F
 
 from medisyn.diffusion.targets import clean_from_noise, clean_from_velocity, target_for
-from medisyn.errors import InputError
+from medisyn.errors import ConfigError, InputError
 from medisyn.families.stable_diffusion.latents import scale_latents
 from medisyn.families.stable_diffusion.networks import Networks
+
+FROM_THE_START = ("PNDMScheduler", "LMSDiscreteScheduler")  # what diffusers has them remember is then not there
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,16 @@ class Held:
     def begin(self, scheduler: Any, noise_BChw: torch.Tensor, steps: int) -> tuple[torch.Tensor, int]:
         """The latents to start from, and the index of the first timestep; at least one step is made.
 
-        At full strength the part to be painted starts from noise alone.
+        At full strength the part to be painted starts from noise alone. Raises ConfigError for a solver that cannot
+        start later when strength asks for it.
         """
         made = max(1, int(steps * self.strength))
         first = (steps - made) * int(getattr(scheduler, "order", 1))
+        if first and type(scheduler).__name__ in FROM_THE_START:
+            raise ConfigError(
+                f"the checkpoint's own solver ({type(scheduler).__name__}) needs all of its steps, so strength must be "
+                f"1 with it. Use solver dpmpp-2m or euler"
+            )
         if first and hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(first)
         timesteps_B = scheduler.timesteps[first : first + 1].repeat(len(noise_BChw))

@@ -30,6 +30,8 @@ from medisyn.families.stable_diffusion.config import (
     NetworkConfig,
     StableDiffusionConfig,
 )
+from medisyn.families.stable_diffusion.embedding_files import read_embeddings
+from medisyn.families.stable_diffusion.embeddings import place as place_embeddings
 from medisyn.families.stable_diffusion.held import Held, hold
 from medisyn.families.stable_diffusion.networks import Networks, build_networks
 from medisyn.families.stable_diffusion.objective import draw, loss_per_sample
@@ -90,11 +92,13 @@ class StableDiffusion:
         solver: str | None = None,
         adapter: Path | str | None = None,
         vae: Path | str | None = None,
+        embeddings: Sequence[Path] = (),
         source: str | None = None,
     ) -> StableDiffusion:
         """Open a diffusers folder; `adapter` is a LoRA folder, merged into the weights in float32 before casting.
 
-        `vae` is the folder of an autoencoder that takes the place of the model's own.
+        `vae` is the folder of an autoencoder that takes the place of the model's own; `embeddings` are folders of
+        learnt tokens, of which the last one's generation defaults hold.
 
         Train in float32 (autocast is the engine's affair); "bfloat16" is for sampling. Raises ModelError that names
         the missing or refused part, ConfigError for a config that does not fit the checkpoint.
@@ -108,7 +112,10 @@ class StableDiffusion:
             load.cast(networks, dtype)
         if vae is not None:
             networks = replace(networks, vae=load.open_autoencoder(Path(vae), dtype))
-        defaults = load.read_defaults(Path(adapter) if adapter is not None else folder)
+        learnt = [embedding for place in embeddings for embedding in read_embeddings(place)]
+        if learnt:
+            networks = place_embeddings(networks, learnt)
+        defaults = load.read_defaults([folder, *([Path(adapter)] if adapter is not None else []), *embeddings][-1])
         if defaults.height is not None and defaults.width is not None:
             load.use_size(networks, defaults.height, defaults.width)
             defaults = replace(defaults, height=None, width=None)  # from here on the networks carry it

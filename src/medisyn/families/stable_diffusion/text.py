@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from medisyn.errors import InputError
+from medisyn.families.stable_diffusion.embeddings import collapse, expand
 from medisyn.families.stable_diffusion.networks import Networks
 from medisyn.types import Sample
 
@@ -126,7 +127,7 @@ def _where(rows_B: torch.Tensor, chosen: torch.Tensor, otherwise: torch.Tensor) 
 def tokenize(tokenizer: Any, prompts: Sequence[str]) -> torch.Tensor:
     """Token ids (B, L), cut and padded to the tokenizer's window."""
     encoded = tokenizer(
-        list(prompts),
+        [expand(tokenizer, prompt) for prompt in prompts],
         padding="max_length",
         max_length=tokenizer.model_max_length,
         truncation=True,
@@ -151,12 +152,13 @@ def size_conditioning(sample: Sample, height: int, width: int) -> list[float]:
 def lost_words(tokenizers: Sequence[Any], prompt: str) -> str:
     """The end of the prompt that an encoder does not read, from the start of the first word cut; "" when all fits.
 
-    With two encoders: the longer loss.
+    With two encoders: the longer loss. A learnt token of which a part is lost counts as lost.
     """
     return max((_lost_to(tokenizer, prompt) for tokenizer in tokenizers), key=len)
 
 
 def _lost_to(tokenizer: Any, prompt: str) -> str:
+    prompt = expand(tokenizer, prompt)
     encoded = tokenizer(prompt, return_offsets_mapping=True, add_special_tokens=False, verbose=False)
     room = tokenizer.model_max_length - 2  # start and end tokens
     spans = encoded["offset_mapping"]
@@ -165,7 +167,7 @@ def _lost_to(tokenizer: Any, prompt: str) -> str:
     start = int(spans[room][0])
     while start > 0 and not prompt[start - 1].isspace():
         start -= 1
-    return prompt[start:].strip()
+    return collapse(tokenizer, prompt[start:].strip())
 
 
 def train_tokenizer(captions: Iterable[str], *, vocab_size: int = 2000, window: int = 77) -> Any:
