@@ -49,6 +49,11 @@ def test_without_the_gate_it_reports_and_leaves_with_0(place, tmp_path, capsys):
     assert not (tmp_path / "out" / "released.jsonl").exists()
 
 
+def test_a_window_that_is_none(place, tmp_path, capsys):
+    assert main(["audit", str(tmp_path), "--against", str(tmp_path), "--window", "lung"]) == 2
+    assert "window 'lung' is not two numbers of HU" in capsys.readouterr().err
+
+
 def test_a_mistake_is_2(place, tmp_path, capsys):
     assert run(place, "--split", "train") == 2
     assert "held-out images cannot be the training images" in capsys.readouterr().err

@@ -17,7 +17,8 @@ from medisyn.errors import InputError, ReadError
 from medisyn.evaluation.classify import JudgeNetwork, load_judge, save_judge
 from medisyn.evaluation.evaluate import result_from_dict
 from medisyn.evaluation.features.encoder import MedicalEncoder, load_encoder, save_network
-from medisyn.recipes import medical_encoder
+from medisyn.recipes import alignment, medical_encoder
+from medisyn.recipes.alignment import ClipPair
 from medisyn.recipes.corpus_images import (
     LabelledImage,
     at_size,
@@ -117,7 +118,7 @@ def synthetic(tmp_path_factory):
     """Ten images: nine new ones, and the first training image, mirrored."""
     images = [(colour, pixels(colour, 1000 + n)) for n, colour in enumerate(["red", "blue"] * 5)]
     images[0] = ("red", np.ascontiguousarray(pixels("red", 1)[:, ::-1]))
-    return build_generated(tmp_path_factory.mktemp("synthetic") / "a", images)
+    return build_generated(tmp_path_factory.mktemp("synthetic") / "a", images, model="m", model_digest="d" * 64)
 
 
 def write_judge(corpus, folder):
@@ -171,7 +172,9 @@ def test_the_command(corpus, encoder, synthetic, tmp_path, capsys):
     html = (out / "report.html").read_text()
     assert "mirrored (horizontal)" in html
     assert "Fewer than 100 images" in html
-    assert json.loads((out / "run.json").read_text())["kind"] == "evaluate"
+    run = json.loads((out / "run.json").read_text())
+    assert (run["kind"], run["corpus"]) == ("evaluate", result["corpus"])
+    assert run["model"] == result["model"] == {"id": "m", "digest": "d" * 64}
 
     # again: same numbers, features from the cache
     assert main([*arguments, "--out", str(tmp_path / "again")]) == 0
@@ -192,6 +195,35 @@ def test_without_judge_and_neighbours_against_a_corpus_of_generated_images(corpu
     assert not (tmp_path / "out" / "copies.csv").exists()
     for measure in found.result.measures:
         assert measure.name != "frechet_extrapolated"  # 20 images are too few for a line
+
+
+def test_retrieval_among_class_prompts(corpus, encoder, synthetic, tmp_path, monkeypatch):
+    """A pair that sees the colour: every image is closest to the prompt of its own class, on both sides."""
+    red_or_blue = np.array([[1.0, 0.0], [0.0, 1.0]])
+
+    def open_pair(folder):
+        assert folder == tmp_path / "clip"
+        return ClipPair(
+            lambda images: np.stack(
+                [red_or_blue[int(image[..., 2].mean() > image[..., 0].mean())] for image in images]
+            ),
+            lambda texts: np.stack([red_or_blue[int("blue" in text)] for text in texts]),
+            "clip:test",
+        )
+
+    monkeypatch.setattr(alignment, "open_clip_folder", open_pair)
+    settings = EvaluateSettings(judge="none", neighbours=0, resamples=2, diversity_pairs=0)
+    options = {"weights": encoder, "cache": tmp_path / "c", "out": tmp_path / "o"}
+    found = evaluate_images(synthetic, corpus, settings, clip=tmp_path / "clip", **options)
+    assert "own class prompt closest (R@1, clip:test), generated: 100.0%, real: 100.0%, chance 50.0%" in found.summary()
+    result = json.loads((tmp_path / "o" / "result.json").read_text())
+    assert (result["alignment"]["generated"]["correct"], result["alignment"]["generated"]["n"]) == (10, 10)
+    table = next(table for table in result["page"]["tables"] if table["name"] == "alignment")
+    assert {(v["name"], v["of"], v["value"], v["n"]) for v in table["values"]} == {
+        ("retrieval_r_at_1", "generated", 1.0, 10),
+        ("retrieval_r_at_1", "real", 1.0, 12),
+    }
+    assert (tmp_path / "o" / "alignment.csv").read_text().splitlines()[-1] == "all,10 of 10,100.0%,12 of 12,100.0%"
 
 
 def test_without_diversity(corpus, encoder, synthetic, tmp_path):

@@ -10,6 +10,7 @@ from PIL import Image
 
 import build
 from build_corpus import tiny_corpus
+from medisyn import runs
 from medisyn.cli import main
 from medisyn.errors import ConfigError, InputError, ModelError, RangeError, ReadError
 from medisyn.evaluation.evaluate import result_from_dict
@@ -18,7 +19,7 @@ from medisyn.evaluation.ssim import ssim
 from medisyn.recipes.evaluate_clips import evaluate_clips, frame_step, read_clip, rgb_frames
 from medisyn.recipes.evaluate_folder import evaluate_folder, kind_of
 from medisyn.recipes.evaluate_images import EvaluateSettings
-from medisyn.recipes.evaluate_sets import SetSettings, halves, listed
+from medisyn.recipes.evaluate_sets import SetSettings, files_fingerprint, halves, listed
 from medisyn.recipes.evaluate_stages import evaluate_stages, open_autoencoder
 from medisyn.recipes.evaluate_volumes import as_cube, evaluate_volumes, read_hu
 
@@ -55,6 +56,7 @@ def clip_folder(folder, count, start=0, **options):
 
 def test_clips_against_clips(encoder, tmp_path, capsys):
     generated = clip_folder(tmp_path / "g", 8, start=100, moving=0)
+    runs.write_run(generated, kind="generate", model={"id": "m", "digest": "d" * 64, "solver": "ddim"})
     real = clip_folder(tmp_path / "r", 16)
     arguments = ["evaluate", str(generated), "--against", str(real), "--weights", str(encoder), "--resamples", "5"]
     assert main([*arguments, "--cache", str(tmp_path / "c"), "--out", str(tmp_path / "o"), "--json"]) == 0
@@ -72,7 +74,10 @@ def test_clips_against_clips(encoder, tmp_path, capsys):
     assert "Distances to real clips" in page
     assert "How much moves from frame to frame" in page
     assert "Fewer than 100 items" in page
-    assert json.loads((tmp_path / "o" / "run.json").read_text())["kind"] == "evaluate clips"
+    run = json.loads((tmp_path / "o" / "run.json").read_text())
+    assert run["kind"] == "evaluate clips"
+    assert run["model"] == result["model"] == {"id": "m", "digest": "d" * 64}
+    assert run["corpus"] == result["corpus"] == files_fingerprint(listed(real, (".npz",), rgb_frames))
 
 
 def test_readers_of_clips(tmp_path):
@@ -210,6 +215,10 @@ def test_settings_of_images_are_refused_for_others(tmp_path):
     clips = clip_folder(tmp_path / "c", 2)
     with pytest.raises(ConfigError, match="neighbours, diversity_pairs: only images have this; clips are compared"):
         evaluate_folder(clips, clips, EvaluateSettings(neighbours=3, diversity_pairs=1))
+    with pytest.raises(
+        ConfigError, match="clip: only images are looked for among the prompts of their classes, not clips"
+    ):
+        evaluate_folder(clips, clips, EvaluateSettings(), clip=tmp_path)
     with pytest.raises(ConfigError, match="'med3d' takes volumes, these are clips"):
         evaluate_folder(clips, clips, EvaluateSettings(), extractor="med3d")
 

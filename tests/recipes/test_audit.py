@@ -149,7 +149,7 @@ def test_without_held_out_images_the_limits_stand_alone(place, tmp_path):
     corpus_of(tmp_path / "corpus", {"train": [smooth(n) for n in range(8)]})
     folder = generated_of(tmp_path / "g", {"copy": smooth(3), "new": smooth(99)})
     found = run(place, folder, against=tmp_path / "corpus", out=tmp_path / "out")
-    assert any("no images in the split 'test': nothing is calibrated" in note for note in found.warnings)
+    assert any("no held-out images (split 'test'): nothing is calibrated" in note for note in found.warnings)
     assert [bool(why) for why in found.reasons] == [True, False]
     assert found.strata[-1].held_out is None
     assert "not calibrated: 0 held-out patients" in found.reasons[0][0]
@@ -185,7 +185,7 @@ def test_sizes_that_differ_and_do_not_divide(place, tmp_path):
 
 def test_a_corpus_of_generated_images_and_lists_alone(place, tmp_path):
     corpus_of(tmp_path / "made", {"train": [smooth(7), *(smooth(3000 + n) for n in range(3))]})
-    with pytest.raises(InputError, match=r"made/ has no metadata\.jsonl, so it is a corpus.*--files list"):
+    with pytest.raises(InputError, match=r"made/ is a corpus: its images lie in shards.*--files list"):
         run(place, tmp_path / "made", gate=True, out=tmp_path / "out")
     found = run(place, tmp_path / "made", gate=True, files="list", out=tmp_path / "out", policy=Policy(max_share=1))
     assert found.released == 3
@@ -250,6 +250,18 @@ def test_a_second_audit_reads_the_held_out_images_from_the_cache(place, mixed, t
     monkeypatch.setattr(search, "closeness", None)  # computing again would fail
     assert search.held_out_closeness() == known
     assert len(known) == 110
+
+
+@pytest.mark.parametrize("damage", [lambda lines: lines[:-1], lambda lines: ["{}", *lines[1:]]])
+def test_a_damaged_cache_of_held_out_images_is_named(place, mixed, tmp_path, damage):
+    run(place, mixed, out=tmp_path / "first")
+    search = open_search(place / "corpus", settings_of(place), place / "cache")
+    search.cache = tmp_path / "cache"  # a copy, which is damaged
+    shutil.copytree(place / "cache" / "audits", search.cache / "audits")
+    for file in (search.cache / "audits").iterdir():
+        file.write_text("\n".join(damage(file.read_text().splitlines())) + "\n")
+    with pytest.raises(InputError, match=r"the held-out images in the cache are damaged\. Delete audits/"):
+        search.held_out_closeness()
 
 
 # ---- the rule that `generate --reject-copies-of` uses

@@ -15,7 +15,7 @@ from medisyn.errors import InputError
 from medisyn.evaluation.page import Page, Table, Value
 from medisyn.evaluation.report import png_base64, write_report
 from medisyn.recipes.combined_report import Basis, combined_report, contradictions, corpus_tables, flat
-from medisyn.recipes.results import collect
+from medisyn.recipes.results import collect, made_by
 
 FRECHET = Value("frechet", 9.5, low=8.0, high=11.0, n=400, n_real=400, extractor="e:1", preprocessing="p")
 
@@ -70,6 +70,23 @@ def test_the_model_comes_from_the_result_s_own_record_first(tmp_path):
         "a-b-utility-tstr": "starter eeeeeeeeeeee",  # the longest name that fits
         "elsewhere": "",
     }
+
+
+@pytest.mark.parametrize(
+    ("lines", "model"),
+    [
+        ([{"model": "m", "model_digest": "d"}] * 2, {"id": "m", "digest": "d"}),
+        ([{"model": "m", "model_digest": "d"}, {"model": "n", "model_digest": "e"}], None),  # two models
+        ([{"model": "m", "model_digest": "d"}, {}], None),  # of one image nothing is known
+        ([{"model": "m"}], None),  # a name is no proof of the weights
+        ([], None),
+    ],
+)
+def test_a_set_without_its_run_says_the_model_in_every_line(tmp_path, lines, model):
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert made_by(tmp_path) == model
+    generated(tmp_path / "a")
+    assert made_by(tmp_path / "a") == {"id": "starter", "digest": "d" * 64}
 
 
 def test_two_folders_keep_their_names(tmp_path):

@@ -199,7 +199,7 @@ def test_a_result_of_a_missing_command_is_not_shown(tmp_path):
 
 def audit_row(stratum, n, at_or_below):
     statistics = {
-        "n": n, "at_or_below": at_or_below, "share": at_or_below / n, "minimum": 0.1, "median": 0.3,
+        "n": n, "at_or_below": at_or_below, "share": at_or_below / n, "minimum": 0.1, "median": 0.3, "mean": 0.25,
         "share_interval": {"low": 0.0, "high": 0.5, "level": 0.95, "method": ""},
     }  # fmt: skip
     return {"stratum": stratum, "generated": statistics, "held_out": None}
@@ -212,13 +212,23 @@ def test_an_audit_stands_beside_table_1_by_specialty(tmp_path):
         content={"extractor": "biomedclip:1", "strata": [*strata, audit_row("all", 2090, 10)], "membership": None},
     )  # fmt: skip
     found = report("medisyn-v2", tmp_path)
-    rows = {row.row: row for row in found.beside if row.table == "table-1"}
-    assert set(rows) == {"Dermatology", "Radiology"}
+    means = {row.row: row for row in found.beside if row.table == "table-1" and row.column == "Distance"}
+    assert (means["Dermatology"].published, means["Dermatology"].value) == ("0.264±0.114", 0.25)
+    assert means["Dermatology"].differs == ()
+    rows = {row.row: row for row in found.beside if row.table == "table-1" and row.column != "Distance"}
+    assert set(rows) == set(means) == {"Dermatology", "Radiology"}
     assert (rows["Dermatology"].published, rows["Dermatology"].value) == ("283 (14.15%)", 7)
     assert rows["Dermatology"].differs == ()
     assert rows["Radiology"].differs == ("n 90, paper 1,000",)
     assert rows["Radiology"].group == "radiology / X-ray"
     assert "radiology / X-ray" in found.text()
+
+
+def test_distances_of_volumes_stand_beside_no_table_of_images(tmp_path):
+    strata = [audit_row("radiology / CT", 1000, 7)]
+    content = {"extractor": "biomedclip:1", "strata": strata, "membership": None, "kind": "volumes"}
+    result(tmp_path, "audit", content=content)
+    assert report("medisyn-v2", tmp_path).beside == ()
 
 
 def utility_content(*arms):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from build_utility import TINY, TINY_OVERRIDES, build_corpus, build_generated, build_volumes
+from medisyn import runs
 from medisyn.cli import main
 from medisyn.errors import ConfigError
 from medisyn.recipes.utility import utility
@@ -20,7 +21,9 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def synthetic(tmp_path_factory):
-    return build_generated(tmp_path_factory.mktemp("made") / "a", 20)
+    folder = build_generated(tmp_path_factory.mktemp("made") / "a", 20)
+    runs.write_run(folder, kind="generate", model={"id": "m", "digest": "d" * 64})
+    return folder
 
 
 def test_the_papers_design_as_a_command(corpus, synthetic, tmp_path, capsys):
@@ -30,6 +33,9 @@ def test_the_papers_design_as_a_command(corpus, synthetic, tmp_path, capsys):
     found = json.loads(printed.out)
     assert "run (one half for both, as in the paper): 24 real; 12 real; 12 real + 12 synthetic" in printed.err
     assert found["classes"] == ["slide/blue", "slide/red"]
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["model"] == found["model"] == {"id": "m", "digest": "d" * 64}
+    assert run["corpus"] == found["corpus"]
     assert [(cell["real"], cell["synthetic"]) for cell in found["cells"]] == [(24, 0), (12, 0), (12, 12)]
     assert found["cells"][2]["counts"] == {"slide/blue": 12, "slide/red": 12}
     arms, gaps = found["auroc"]["arms"], found["auroc"]["differences"]

@@ -72,8 +72,18 @@ def frechet_from_moments(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarr
 
 
 def _assemble(difference_D: np.ndarray, traces: float, factor_a_RD: np.ndarray, factor_b_RD: np.ndarray) -> float:
-    cross = _singular_values(factor_a_RD @ factor_b_RD.T).sum()
+    cross = _singular_values(_times_transposed(factor_a_RD, factor_b_RD)).sum()
     return float(difference_D @ difference_D + traces - 2.0 * cross)
+
+
+def _times_transposed(a_RD: np.ndarray, b_RD: np.ndarray) -> np.ndarray:
+    """a b', with half the multiplications where b is upper triangular, as a Cholesky root is."""
+    if b_RD.shape[0] == b_RD.shape[1] and not np.tril(b_RD, -1).any():
+        from scipy.linalg.blas import dtrmm
+
+        product: np.ndarray = dtrmm(1.0, b_RD, a_RD, side=1, trans_a=1)
+        return product
+    return a_RD @ b_RD.T
 
 
 def _moments(features_ND: np.ndarray, times_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
@@ -90,7 +100,8 @@ def _moments(features_ND: np.ndarray, times_N: np.ndarray) -> tuple[np.ndarray, 
     if len(rows) <= rows.shape[1]:
         factor_RD = centred_RD / np.sqrt(total - 1)
         return mean_D, factor_RD, float(np.square(factor_RD).sum())
-    covariance_DD = centred_RD.T @ centred_RD / (total - 1)
+    covariance_DD = centred_RD.T @ centred_RD
+    covariance_DD /= total - 1
     return mean_D, _root(covariance_DD), float(np.trace(covariance_DD))
 
 

@@ -79,6 +79,8 @@ class CopyStatistics:
     minimum: float
     quantile_01: float
     median: float
+    mean: float
+    sd: float | None  # None for one image
     wilcoxon_p: float | None  # one-sided, distances greater than the threshold; None below 6 images
     threshold: float
     closer_than_real: int | None  # how many are closer than 99 % of the held-out real images; None without those
@@ -110,6 +112,8 @@ def copy_statistics(
         minimum=float(values.min()),
         quantile_01=float(np.quantile(values, 0.01)),
         median=float(np.median(values)),
+        mean=float(values.mean()),
+        sd=float(values.std(ddof=1)) if len(values) > 1 else None,
         wilcoxon_p=p,
         threshold=threshold,
         closer_than_real=None if not held_out else int((values < np.quantile(held_out, 0.01)).sum()),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from medisyn.evaluation.policy import Calibration, Policy, Verdict
     from medisyn.recipes.copy_search import CopySearch, SearchSettings
     from medisyn.recipes.membership_attack import Attack, AttackSettings
+    from medisyn.recipes.stack_search import StackSearch
 
 SET_FAILED = "the set as a whole does not meet the policy"
 
@@ -52,6 +53,9 @@ class Audit:
     search: SearchSettings
     warnings: tuple[str, ...]
     page: Path
+    corpus: str  # fingerprint of what was searched
+    model: dict[str, str] | None  # id and digest of what made the images; None where it is not recorded
+    kind: str = "images"  # or "volumes", "clips"
     released: int | None = None  # None: the gate was not asked for
 
     @property
@@ -61,7 +65,10 @@ class Audit:
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON; the figures of single images stand in images.jsonl."""
         return {
+            "kind": self.kind,
             "n": len(self.images),
+            "corpus": self.corpus,
+            "model": self.model,
             "extractor": self.extractor,
             "asked": {name: value for name, value in asdict(self.search).items() if name != "weights"},
             "policy": asdict(self.policy),
@@ -83,7 +90,7 @@ class Audit:
         for name, found in (("generated", total.generated), ("held-out real", total.held_out)):
             if found is not None:
                 lines.append(
-                    f"at or below patch distance {found.threshold:g} of the nearest training image, {name}: "
+                    f"at or below patch distance {found.threshold:g} of the nearest training {self.kind[:-1]}, {name}: "
                     f"{found.at_or_below} of {found.n}, minimum {found.minimum:.3f}"
                 )
         lines.append(f"withheld by the policy: {self.verdict.withheld} of {self.verdict.n}")
@@ -114,8 +121,12 @@ def audit(
     files: str = "copy",
     cache: Path | str | None = None,
     out: Path | str | None = None,
+    held_out: Path | str | None = None,
 ) -> Audit:
     """Compare a folder of generated images (or a corpus of them) with the training split of `against`.
+
+    Clips and volumes, as `medisyn evaluate` reads them, are compared with a folder of the same kind; `held_out` may
+    name a folder of held-out ones (`stack_search` says what stands for them otherwise), and no model is attacked.
 
     policy: the release rules, or a YAML file of them; None: the defaults of `Policy`.
     model: attack it too: can members be told from held-out images by its loss? It must have been trained on `against`.
@@ -124,19 +135,19 @@ def audit(
     """
     from medisyn.evaluation.policy import judge_set, reasons
     from medisyn.recipes.audit_page import write_page
-    from medisyn.recipes.copy_search import SearchSettings, open_search
+    from medisyn.recipes.copy_search import SearchSettings
+    from medisyn.recipes.results import made_by
 
     synthetic = Path(synthetic)
     out = Path(out) if out is not None else synthetic.with_name(f"{synthetic.name}-audit")
     settings, rules = settings or SearchSettings(), read_policy(policy)
     if gate:
         check_files(files, synthetic)
-    search = open_search(against, settings, Path(cache) if cache is not None else None)
-    images = _images(synthetic, search.train)
+    search, images, names = _opened(synthetic, Path(against), settings, cache, held_out, model)
     with runs.lock(out):
-        held_out = search.held_out_closeness()
-        calibration = search.calibration(rules, held_out)
-        close = search.closeness(images, "generated images")
+        real = search.held_out_closeness()
+        calibration = search.calibration(rules, real)
+        close = search.closeness(images, f"generated {search.kind}")
         why = tuple(
             tuple(reasons(found, image.stratum, rules, calibration)) for found, image in zip(close, images, strict=True)
         )
@@ -145,19 +156,22 @@ def audit(
         verdict = judge_set(sum(map(bool, why)), len(images), rules, upper)
         found = Audit(
             images=images,
-            file_names=_file_names(synthetic, images),
+            file_names=names,
             generated=close,
-            held_out=held_out,
-            strata=_strata(images, close, search.held_out, held_out, why),
+            held_out=real,
+            strata=_strata(images, close, search.held_out, real, why),
             reasons=why,
             calibration=calibration,
             policy=rules,
             verdict=verdict,
             attack=found_attack,
             extractor=search.extractor.id,
-            search=settings,
+            search=search.settings,
             warnings=_warnings(images, search, calibration, close, rules),
             page=out / "report.html",
+            corpus=search.fingerprint,
+            model=made_by(synthetic),
+            kind=search.kind,
             released=sum(not reason for reason in why) * verdict.passed if gate else None,
         )
         write_page(out, found, search)
@@ -184,7 +198,7 @@ def read_policy(policy: Policy | Path | str | None) -> Policy:
         raise ConfigError(f"policy {path.name} cannot be read ({type(error).__name__}); it is a YAML file") from None
 
 
-def image_records(found: Audit, search: CopySearch) -> list[dict[str, Any]]:
+def image_records(found: Audit, search: CopySearch | StackSearch) -> list[dict[str, Any]]:
     """One record per generated image: its file, and the training images that come closest by each measure."""
     records = []
     for image, name, close in zip(found.images, found.file_names, found.generated, strict=True):
@@ -206,11 +220,37 @@ def image_records(found: Audit, search: CopySearch) -> list[dict[str, Any]]:
     return records
 
 
-def _images(synthetic: Path, train: Sequence[LabelledImage]) -> list[LabelledImage]:
-    from medisyn.corpus.loader import Corpus
+def _opened(
+    synthetic: Path,
+    against: Path,
+    settings: SearchSettings,
+    cache: Path | str | None,
+    held_out: Path | str | None,
+    model: str | None,
+) -> tuple[CopySearch | StackSearch, list[LabelledImage], list[str]]:
+    """The search of the kind of `synthetic`, its images, volumes or clips, and their files."""
+    from medisyn.recipes.copy_search import open_search
+    from medisyn.recipes.evaluate_folder import kind_of
+    from medisyn.recipes.stack_search import open_stacks, stack_files, stacks_of, without_stacks
 
     if not synthetic.is_dir():
         raise InputError(f"there is no folder {synthetic.name}/ of generated images")
+    kind, kept = kind_of(synthetic), Path(cache) if cache is not None else None
+    if kind == "images":
+        if held_out is not None:
+            raise ConfigError("a folder of held-out items is for volumes and clips; images have the corpus's splits")
+        search = open_search(against, without_stacks(settings), kept)
+        images = _images(synthetic, search.train)
+        return search, images, _file_names(synthetic, images)
+    if model is not None:
+        raise ConfigError(f"the membership attack is for models of images; {kind} are audited without a model")
+    stacks = open_stacks(kind, against, Path(held_out) if held_out is not None else None, settings, kept)
+    return stacks, stacks_of(kind, synthetic), stack_files(kind, synthetic)
+
+
+def _images(synthetic: Path, train: Sequence[LabelledImage]) -> list[LabelledImage]:
+    from medisyn.corpus.loader import Corpus
+
     if (synthetic / "index.parquet").exists():
         return corpus_images(Corpus(synthetic), None)
     return generated_images(synthetic, train)
@@ -271,24 +311,27 @@ def paper_distances(close: Sequence[Closeness]) -> list[float]:
 
 def _warnings(
     images: Sequence[LabelledImage],
-    search: CopySearch,
+    search: CopySearch | StackSearch,
     calibration: Calibration,
     close: Sequence[Closeness],
     policy: Policy,
 ) -> tuple[str, ...]:
     """What a reader must know before believing the numbers."""
-    notes = []
-    if "biomedclip" not in search.extractor.id.lower():
+    notes, kind = [], search.kind
+    if kind != "images":
+        notes.append(
+            f"MediSyn v2 tested single images only: how {kind} are compared is ours, and no published figure is."
+        )
+    elif "biomedclip" not in search.extractor.id.lower():
         notes.append(
             f"The nearest neighbours were searched with {search.extractor.id}, not with BiomedCLIP as in MediSyn v2: "
             f"the figures do not compare with the paper's."
         )
     if not search.held_out:
         notes.append(
-            f"The corpus has no images in the split {search.settings.split!r}: nothing is calibrated, and the limits "
-            f"of the policy stand alone. Flat images and black borders may be withheld for no reason."
+            f"There are no held-out {kind} ({search.null}): nothing is calibrated, and the limits of the policy stand "
+            f"alone. Flat {kind} and black borders may be withheld for no reason."
         )
-    names = sorted({image.stratum for image in images})
     names = sorted({image.stratum for image in images}) if search.held_out else []
     for source, text in (("pooled", "Cuts pooled over kinds"), ("not calibrated", "Not calibrated")):
         those = [name or "unknown" for name in names if calibration.cut(name, "distance").source == source]
@@ -297,18 +340,19 @@ def _warnings(
     levels = [cut.level for name in names if (cut := calibration.cut(name, "distance")).below is not None]
     if levels and max(levels) > policy.alpha + 1e-9:
         notes.append(
-            f"With so few held-out patients a cut may withhold up to {max(levels):.1%} of innocent images by each "
+            f"With so few held-out patients a cut may withhold up to {max(levels):.1%} of innocent {kind} by each "
             f"measure, where the policy asks for {policy.alpha:.1%}."
         )
     lonely = sum(found.paper is None for found in close)
     if lonely:
         notes.append(
-            f"{lonely} generated images have no training image of their specialty and image type (or an unknown one): "
-            f"they were compared with the whole training set, and are left out of the paper's test."
+            f"{lonely} generated {kind} have no training {kind[:-1]} of their specialty and image type (or an unknown "
+            f"one): they were compared with the whole training set, and are left out of the paper's test."
         )
-    smallest = min(min(image.read().shape[:2]) for image in images[:1])
+    smallest = search.smallest_side(images)
     if smallest < 512:
+        what = "Images" if kind == "images" else "Pictures"
         notes.append(
-            f"Images of {smallest} pixels: patches are a quarter of the side, where MediSyn v2 has 128 of 512."
+            f"{what} of {smallest} pixels: patches are a quarter of the side, where MediSyn v2 has 128 of 512."
         )
     return tuple(notes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,16 +17,18 @@ if TYPE_CHECKING:
     from medisyn.evaluation.report import Pair, Table
     from medisyn.recipes.audit import Audit
     from medisyn.recipes.copy_search import CopySearch
+    from medisyn.recipes.stack_search import StackSearch
 
 SHOWN_PAIRS = 24
 SHOWN_WITHHELD = 200
 NAMES = {"distance": "patch distance", "similarity": "edge similarity", "bits": "differing hash bits"}
 
 
-def write_page(out: Path, found: Audit, search: CopySearch) -> None:
+def write_page(out: Path, found: Audit, search: CopySearch | StackSearch) -> None:
     """Write report.html, result.json, images.jsonl, the CSV tables and run.json."""
     from medisyn.evaluation import report
     from medisyn.recipes.audit import image_records
+    from medisyn.recipes.audit_methods import methods
 
     tables = [_rules_table(found), _strata_table(found)]
     if found.strata[-1].generated is not None:
@@ -37,30 +39,34 @@ def write_page(out: Path, found: Audit, search: CopySearch) -> None:
     if any(found.reasons):
         tables.append(_withheld_table(found, search))
     page = report.Page(
-        title="Are generated images copies of training images?",
+        title=f"Are generated {found.kind} copies of training {found.kind}?",
         facts=_facts(found, search),
         tables=tuple(tables),
-        methods=tuple(_methods(found, search)),
+        methods=tuple(methods(found, search)),
         warnings=found.warnings,
         pairs=_pairs(found, search),
     )
     report.write_report(out, page, found.as_dict())
     records = zip(image_records(found, search), found.reasons, strict=True)
     lines = [json.dumps({**record, "withheld_because": why}, ensure_ascii=False) + "\n" for record, why in records]
-    runs.write_text(out / "images.jsonl", "".join(lines))
+    runs.write_text(out / f"{found.kind}.jsonl", "".join(lines))
     asked = {name: value for name, value in asdict(found.search).items() if name != "weights"}
-    runs.write_run(out, kind="audit", corpus=search.fingerprint, settings=asked, policy=asdict(found.policy))
+    runs.write_run(
+        out, kind="audit", corpus=found.corpus, model=found.model, settings=asked, policy=asdict(found.policy)
+    )
 
 
-def _facts(found: Audit, search: CopySearch) -> tuple[tuple[str, str], ...]:
+def _facts(found: Audit, search: CopySearch | StackSearch) -> tuple[tuple[str, str], ...]:
     facts = [
         ("Verdict", "the set meets the policy" if found.passed else "the set does NOT meet the policy"),
-        ("Generated images", f"{len(found.images)}, of which {found.verdict.withheld} withheld"),
-        ("Training images", f"{len(search.train)} of corpus {search.fingerprint}"),
-        ("Held-out real images", f"{len(found.held_out)}, split {found.search.split!r}"),
+        (f"Generated {found.kind}", f"{len(found.images)}, of which {found.verdict.withheld} withheld"),
+        (f"Training {found.kind}", f"{len(search.train)} of corpus {search.fingerprint}"),
+        (f"Held-out real {found.kind}", f"{len(found.held_out)}, {search.null}"),
         ("Encoder", f"{search.extractor.id}, {search.extractor.preprocessing}, {search.extractor.dim} features"),
         ("Second descriptor", f"{search.descriptor.id}: {search.descriptor.preprocessing}"),
     ]
+    if found.model is not None:
+        facts.append(("Made by", f"{found.model['id']} ({found.model['digest'][:16]})"))
     if found.attack is not None:
         facts.append(("Model attacked", f"{found.attack.model} ({found.attack.model_digest[:16]})"))
     return tuple(facts)
@@ -74,8 +80,8 @@ def _rules_table(found: Audit) -> Table:
         name="policy",
         title="Does the set meet the release policy?",
         text=(
-            "Rules for the set as a whole. An image is withheld by the rules in the table of cuts. Meeting this policy "
-            "is no proof of privacy."
+            "Rules for the set as a whole. Single ones are withheld by the rules in the table of cuts. Meeting this "
+            "policy is no proof of privacy."
         ),
         columns=("rule", "found", "allowed", "verdict"),
         rows=tuple(rows),
@@ -105,16 +111,17 @@ def _strata_table(found: Audit) -> Table:
         name="strata",
         title="The test of MediSyn v2, per specialty and image type",
         text=(
-            "Patch distance to the nearest training image of the same specialty and image type, and the count at or "
-            "below 0.15. Where held-out real images, which are no copies, come as close, closeness is no evidence. "
+            f"Patch distance to the nearest training {found.kind[:-1]} of the same specialty and image type, and the "
+            f"count at or below 0.15. Where held-out real {found.kind}, which are no copies, come as close, closeness "
+            f"is no evidence. "
             "Upper bound: Clopper-Pearson, one-sided 95 %. Min and 1 %: the smallest distance and the 1 % quantile. "
             "Wilcoxon p: distances above 0.15; it says nothing about the "
-            "few closest images. Closer p: Mann-Whitney, generated closer than held-out; small means suspicious. "
+            "few closest. Closer p: Mann-Whitney, generated closer than held-out; small means suspicious. "
             "P values are not corrected for the number of rows."
         ),
         columns=(
             "kind",
-            "images",
+            found.kind,
             "≤ 0.15",
             "held-out ≤ 0.15",
             "upper bound",
@@ -155,10 +162,14 @@ def _copies_table(found: Audit) -> Table:
         sets["generated"] = (total.generated, paper_distances(found.generated))
     if total.held_out is not None:
         sets["held-out real"] = (total.held_out, paper_distances(found.held_out))
-    return report.copies_table(sets)
+    table, one = report.copies_table(sets), found.kind[:-1]
+    if found.kind == "images":
+        return table
+    text = table.text.replace("images", found.kind)
+    return replace(table, title=f"Is any {one} a copy of a training {one}?", text=text.replace("image", one))
 
 
-def _cuts_table(found: Audit, search: CopySearch) -> Table:
+def _cuts_table(found: Audit, search: CopySearch | StackSearch) -> Table:
     from medisyn.evaluation.report import Table
 
     rows = []
@@ -185,11 +196,11 @@ def _cuts_table(found: Audit, search: CopySearch) -> Table:
         name="cuts",
         title="What withholds an image",
         text=(
-            "An image is withheld where a measure is within its limit and closer than the cut, which is passed by at "
-            "most the level of new real images of that kind (conformal, by patient, from held-out images). Edge "
-            "similarity counts upwards, the others downwards. A cut of the pool rests on several kinds of image; where "
-            "it is 0 bits, equal hashes are common there and the hash withholds nothing. The last column counts the "
-            "held-out images themselves that pass both."
+            f"One of the {found.kind} is withheld where a measure is within its limit and closer than the cut, which "
+            f"is passed by at most the level of new real {found.kind} of that kind (conformal, by patient, from "
+            "held-out ones). Edge similarity counts upwards, the others downwards. A cut of the pool rests on several "
+            "kinds; where it is 0 bits, equal hashes are common there and the hash withholds nothing. The last column "
+            "counts the held-out ones themselves that pass both."
         ),
         columns=(
             "kind",
@@ -197,7 +208,7 @@ def _cuts_table(found: Audit, search: CopySearch) -> Table:
             "limit",
             "cut",
             "cut from",
-            "held-out patients (images)",
+            f"held-out patients ({found.kind})",
             "level",
             "generated withheld",
             "held-out real",
@@ -232,7 +243,7 @@ def _tail_table(found: Audit) -> Table:
             )
     return Table(
         name="tail",
-        title="The closest images by each measure",
+        title=f"The closest {found.kind} by each measure",
         text=(
             f"Over {found.search.neighbours} neighbours by the encoder and {found.search.edge_neighbours} by edges, in "
             f"{len(found.search.flips)} mirrorings ({', '.join(found.search.flips)}), and the nearest perceptual "
@@ -274,7 +285,7 @@ def _membership_table(found: Audit) -> Table:
     )
 
 
-def _withheld_table(found: Audit, search: CopySearch) -> Table:
+def _withheld_table(found: Audit, search: CopySearch | StackSearch) -> Table:
     from medisyn.evaluation.report import Table
 
     rows = [
@@ -285,16 +296,15 @@ def _withheld_table(found: Audit, search: CopySearch) -> Table:
     more = f" The first {SHOWN_WITHHELD} of {len(rows)}." if len(rows) > SHOWN_WITHHELD else ""
     return Table(
         name="withheld",
-        title="Images withheld",
-        text=f"All figures of all images stand in images.jsonl.{more}",
-        columns=("image", "closest training image", "why"),
+        title=f"{found.kind.capitalize()} withheld",
+        text=f"All figures of all {found.kind} stand in {found.kind}.jsonl.{more}",
+        columns=(found.kind[:-1], f"closest training {found.kind[:-1]}", "why"),
         rows=tuple(rows[:SHOWN_WITHHELD]),
     )
 
 
-def _pairs(found: Audit, search: CopySearch) -> tuple[Pair, ...]:
+def _pairs(found: Audit, search: CopySearch | StackSearch) -> tuple[Pair, ...]:
     """Withheld images first, then the smallest patch distance; a mirrored training image is shown mirrored."""
-    from medisyn.evaluation.patches import flipped
     from medisyn.evaluation.report import Pair, png_base64
 
     order = sorted(
@@ -309,10 +319,11 @@ def _pairs(found: Audit, search: CopySearch) -> tuple[Pair, ...]:
         theirs = search.train[near.training]
         turned = "" if near.flip == "none" else f", mirrored ({near.flip})"
         withheld = "WITHHELD. " if found.reasons[number] else ""
+        left, right = search.pair(image, near)
         shown.append(
             Pair(
-                left=png_base64(image.read()),
-                right=png_base64(np.ascontiguousarray(flipped(theirs.read(), near.flip))),
+                left=png_base64(left),
+                right=png_base64(right),
                 left_name=image.key,
                 right_name=theirs.key,
                 text=(
@@ -323,57 +334,3 @@ def _pairs(found: Audit, search: CopySearch) -> tuple[Pair, ...]:
             )
         )
     return tuple(shown)
-
-
-def _methods(found: Audit, search: CopySearch) -> list[str]:
-    """Every choice that the numbers depend on, and what they do not prove."""
-    settings, policy = found.search, found.policy
-    text = [
-        f"Test of MediSyn v2 (section 4.3.4). For each image the training image nearest by cosine of the features of "
-        f"{search.extractor.id} was found by exact search among those of the same specialty and image type. The "
-        f"training image was brought to the size of the generated one (bicubic; sides cut to a multiple of 4), both "
-        f"were divided into 4 x 4 patches, and the distance is the largest root mean square difference of a patch over "
-        f"255 (the paper: 16 patches of 128 x 128 at 512 x 512). At or below 0.15 a pair counts as a possible "
-        f"reproduction. The paper used BiomedCLIP, one neighbour and no mirroring.",
-        f"Wider search. Candidates were the {settings.neighbours} nearest by the encoder, in each mirroring the "
-        f"{settings.edge_neighbours} nearest by edges (gradients of a 16 x 16 grey copy, by cosine), and in each "
-        f"mirroring the nearest 64-bit perceptual hash of the whole training set, of any kind. Each candidate was "
-        f"compared in pixels by patch distance and by edge similarity: the correlation of the gradients of 32 x 32 and "
-        f"64 x 64 grey copies, largest over shifts of up to 1/16 of the side, mean of both. Edge similarity withstands "
-        f"changes of brightness, recompression and small shifts; crops, rotations and re-drawings escape both.",
-        f"Calibration. The same figures of {len(found.held_out)} held-out real images (split {settings.split!r}, at "
-        f"most {settings.held_out}, seed {settings.seed}) are the null distribution. An image is closer than the cut "
-        f"when its conformal p value, (1 + sum over K held-out patients of the share of their images as close) / "
-        f"(K + 1), is at most {policy.alpha:g}, or 1 / (K + 1) where that is larger and at most {policy.coarsest:g}. A "
-        f"real image of a new patient meets that with at most this probability if that patient is exchangeable with "
-        f"the K. Kinds with fewer patients are pooled; where the pool is too small, the limit stands alone. Three "
-        f"measures may withhold up to three times that share of innocent images.",
-        f"Policy. Limits: patch distance {policy.distance:g}, edge similarity {policy.similarity:g}, hash bits "
-        f"{policy.bits}. The set fails where the upper bound of the share withheld is above {policy.max_share:g}, or "
-        f"the upper end of the attack's AUC above {policy.max_membership_auc:g}"
-        f"{'' if policy.require_membership else ' (where the attack was run)'}.",
-    ]
-    if found.attack is not None:
-        text.append(_attack_methods(found))
-    text.append(
-        "What this does not prove. No copy found is no guarantee of privacy: the search sees what its features see, "
-        "the training set may hold the same patient in another image, and a model can leak without copying. Only "
-        "training with differential privacy gives a formal guarantee. The figures hold for these images, not for "
-        "others from the same model."
-    )
-    return text
-
-
-def _attack_methods(found: Audit) -> str:
-    assert found.attack is not None
-    attack, result = found.attack, found.attack.result
-    return (
-        f"Membership attack. {result.members} training and {result.non_members} held-out images, as many of each of "
-        f"{len(attack.classes)} classes, were scored by minus the denoising loss of {attack.model} with their own "
-        f"captions, averaged over timesteps and noises drawn once for all images (network in {attack.dtype}). The "
-        f"interval of the AUC is by {result.auc_interval.method}; that of the share takes the threshold as given. "
-        f"What confounds it: the attack assumes that the model was trained on this corpus's training split and on none "
-        f"of the held-out images; a difference in difficulty between the splits (other patients, devices) moves the "
-        f"AUC without any memory; mirrored or otherwise augmented training weakens it; duplicates across the "
-        f"splits do too."
-    )

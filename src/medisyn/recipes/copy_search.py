@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +60,8 @@ class SearchSettings:
 class CopySearch:
     """The training images of a corpus, ready to be compared with."""
 
+    kind = "images"
+
     def __init__(self, corpus: Any, settings: SearchSettings, cache: Path) -> None:
         from medisyn.evaluation.descriptor import CopyDescriptor
         from medisyn.evaluation.features import load_extractor
@@ -69,7 +71,7 @@ class CopySearch:
         self.extractor = load_extractor(settings.extractor, Path(settings.weights) if settings.weights else None)
         self.descriptor = CopyDescriptor()
         self.train = corpus_images(corpus, "train")
-        self.held_out = _draw(corpus, settings)
+        self.held_out, self.null = _draw(corpus, settings), f"split {settings.split!r}"
         self._strata_of_captions = _strata_of_captions(self.train)
         self.training = TrainingSet(
             self._features(self.extractor, self.train, "training images"),
@@ -97,6 +99,15 @@ class CopySearch:
         image = LabelledImage("picture", sha256, "", "", stratum, "picture", lambda: image_HWC)
         return next(iter(self._closeness([image], cached=False)))
 
+    def pair(self, image: LabelledImage, near: Near) -> tuple[np.ndarray, np.ndarray]:
+        """Both images of a pair, the training image mirrored as `near` says."""
+        from medisyn.evaluation.patches import flipped
+
+        return image.read(), np.ascontiguousarray(flipped(self.train[near.training].read(), near.flip))
+
+    def smallest_side(self, images: Sequence[LabelledImage]) -> int:
+        return int(min(images[0].read().shape[:2]))
+
     def stratum(self, request: Request) -> str:
         """From the columns specialty and image_type of the request, else from training images of the same caption."""
         if request.metadata.get("image_type"):
@@ -114,11 +125,20 @@ class CopySearch:
         meaning = [self.fingerprint, asdict(self.settings), self.extractor.id, self.descriptor.id]
         path = self.cache / "audits" / f"{runs.digest([*meaning, [image.sha256 for image in self.held_out]])}.json"
         if path.exists():
-            return [closeness_from_dict(record) for record in runs.read_jsonl(path)]
+            return self._known(path)
         found = self.closeness(self.held_out, "held-out images")
         lines = [json.dumps(asdict(close)) + "\n" for close in found]
         runs.write_text(path, "".join(lines))
         return found
+
+    def _known(self, path: Path) -> list[Closeness]:
+        try:
+            known = [closeness_from_dict(record) for record in runs.read_jsonl(path)]
+        except (KeyError, TypeError):
+            known = []
+        if len(known) != len(self.held_out):
+            raise InputError(f"the held-out images in the cache are damaged. Delete audits/{path.name} in it")
+        return known
 
     def _closeness(self, images: Sequence[LabelledImage], *, cached: bool) -> Any:
         flips = self.settings.flips
@@ -126,7 +146,7 @@ class CopySearch:
         looked = Looked(
             features_QD=self._features(self.extractor, images, "", cached=cached),
             descriptors={flip: self._features(self.descriptor, turned[flip], "", cached=False) for flip in flips},
-            hashes={flip: _hashes(turned[flip]) for flip in flips},
+            hashes={flip: hashes_of([image.read for image in turned[flip]]) for flip in flips},
             strata=[image.stratum for image in images],
             read=lambda query: on_grid(images[query].read(), images[query].key),
         )
@@ -189,13 +209,14 @@ def _turned(image: LabelledImage, flip: str) -> LabelledImage:
     return replace(image, read=lambda: np.ascontiguousarray(flipped(image.read(), flip)))
 
 
-def _hashes(images: Sequence[LabelledImage]) -> np.ndarray:
+def hashes_of(views: Sequence[Callable[[], np.ndarray]]) -> np.ndarray:
+    """Perceptual hashes of (H, W, 3) uint8 images, (N,) uint64; each is read once."""
     from PIL import Image
 
     from medisyn.corpus.duplicates import phash
     from medisyn.evaluation.search import hash_values
 
-    return hash_values([phash(Image.fromarray(image.read())) for image in images])
+    return hash_values([phash(Image.fromarray(view())) for view in views])
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from medisyn.recipes.evaluate_sets import (
     SetEvaluation,
     SetSettings,
     evaluate_sets,
+    files_fingerprint,
     halves,
     listed,
     set_warnings,
@@ -92,6 +93,7 @@ def evaluate_clips(
     """
     from medisyn.evaluation.features import load_extractor
     from medisyn.recipes.evaluate_images import user_cache
+    from medisyn.recipes.results import made_by
 
     settings = settings or SetSettings(extractor="medical-encoder-frames")
     synthetic, against = Path(synthetic), Path(against)
@@ -102,7 +104,16 @@ def evaluate_clips(
     result = evaluate_sets(generated, (held_out, other), extractor, cache or user_cache(), settings)
     motion = _motion(generated, held_out, other)
     warnings = set_warnings(generated, real, result)
-    found = SetEvaluation("clips", result, {"motion": motion}, settings, warnings, out / "report.html")
+    found = SetEvaluation(
+        kind="clips",
+        result=result,
+        extra={"motion": motion},
+        settings=settings,
+        warnings=warnings,
+        page=out / "report.html",
+        corpus=files_fingerprint(real),
+        model=made_by(synthetic),
+    )
     write_set_page(
         out,
         found,

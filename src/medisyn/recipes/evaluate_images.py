@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from medisyn.evaluation.evaluate import EvaluationResult, FeatureSet
     from medisyn.evaluation.features import Extractor
     from medisyn.evaluation.memorisation import ClosestPair, CopyStatistics
+    from medisyn.recipes.alignment import Alignment
 
 JUDGE_SEED = 1  # the encoder of `medical_encoder.run` has seed 0
 FLIPS = ("none", "horizontal")
@@ -92,11 +93,16 @@ class ImageEvaluation:
     settings: EvaluateSettings
     warnings: tuple[str, ...]
     page: Path
+    corpus: str  # fingerprint
+    model: dict[str, str] | None  # id and digest of what made the images; None where it is not recorded
+    alignment: Alignment | None  # with CLIP's texts, where it was asked for
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON; `evaluation.evaluate.result_from_dict` reads what it needs from it."""
         return {
             **self.result.as_dict(),
+            "corpus": self.corpus,
+            "model": self.model,
             "asked": asdict(self.settings),
             "judge": self.judge,
             "classes": {
@@ -109,6 +115,7 @@ class ImageEvaluation:
                 if found.statistics is not None
             },
             **({} if self.diversity is None else {"diversity": asdict(self.diversity)}),
+            **({} if self.alignment is None else {"alignment": asdict(self.alignment)}),
             "warnings": list(self.warnings),
         }
 
@@ -131,6 +138,12 @@ class ImageEvaluation:
                     f"at or below patch distance {found.statistics.threshold:g} of a training image, {name}: "
                     f"{found.statistics.at_or_below} of {found.statistics.n}, minimum {found.statistics.minimum:.3f}"
                 )
+        if self.alignment is not None:
+            lines.append(
+                f"own class prompt closest (R@1, {self.alignment.encoder}), generated: "
+                f"{self.alignment.generated.r_at_1:.1%}, real: {self.alignment.real.r_at_1:.1%}, "
+                f"chance {self.alignment.real.chance:.1%}"
+            )
         return "\n".join([*lines, *(f"Note: {warning}" for warning in self.warnings), f"Report: {self.page}"])
 
 
@@ -142,23 +155,27 @@ def evaluate_images(
     weights: Path | None = None,
     cache: Path | None = None,
     out: Path | None = None,
+    clip: Path | None = None,
 ) -> ImageEvaluation:
     """Compare the images of `synthetic` (a generated folder, or a corpus, of which all is taken) with a corpus.
 
     weights: of the extractor, where it is not the shipped one (`evaluation.features.load_extractor`).
     cache: where features and judges are kept; None: `medisyn` in the user's cache folder.
     out: folder of the report; None: `<synthetic>-evaluation` beside it.
+    clip: folder of a CLIP model; with it, each image is looked for among the prompts of its classes (`alignment`).
     """
     from medisyn.corpus.loader import Corpus
     from medisyn.evaluation.evaluate import Settings, evaluate
     from medisyn.evaluation.features import load_extractor
+    from medisyn.recipes.alignment import align, open_clip_folder
     from medisyn.recipes.evaluation_page import write_page
+    from medisyn.recipes.results import made_by
 
     settings = settings or EvaluateSettings()
     synthetic, against = Path(synthetic), Path(against)
     cache = user_cache() if cache is None else cache
     out = synthetic.with_name(f"{synthetic.name}-evaluation") if out is None else out
-    corpus = Corpus(against)
+    corpus, clip_pair = Corpus(against), None if clip is None else open_clip_folder(clip)
     images = _three_sets(synthetic, corpus, settings.split)
     features = _features(images, load_extractor(settings.extractor, weights), cache, settings)
     result = evaluate(
@@ -179,8 +196,11 @@ def evaluate_images(
         settings=settings,
         warnings=_warnings(images, judge, corpus.fingerprint, copies, settings),
         page=out / "report.html",
+        corpus=corpus.fingerprint,
+        model=made_by(synthetic),
+        alignment=None if clip_pair is None else align(images.generated, images.real, clip_pair),
     )
-    write_page(out, found, images, corpus_fingerprint=corpus.fingerprint)
+    write_page(out, found, images)
     return found
 
 

@@ -45,11 +45,14 @@ class SetEvaluation:
     settings: SetSettings
     warnings: tuple[str, ...]
     page: Path
+    corpus: str  # a digest of the real files
+    model: dict[str, str] | None  # id and digest of what made the set; None where it is not recorded
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON; `evaluation.evaluate.result_from_dict` reads what it needs from it."""
         asked = {"kind": self.kind, **asdict(self.settings)}
-        return {**self.result.as_dict(), **self.extra, "asked": asked, "warnings": list(self.warnings)}
+        origin = {"corpus": self.corpus, "model": self.model}
+        return {**self.result.as_dict(), **self.extra, **origin, "asked": asked, "warnings": list(self.warnings)}
 
     def summary(self) -> str:
         """A few lines for a terminal."""
@@ -67,12 +70,9 @@ def listed(folder: Path, endings: tuple[str, ...], read: Callable[[Path], np.nda
     from medisyn.evaluation.classify import class_name
 
     records = {str(record.get("file_name")): record for record in runs.read_jsonl(folder / "metadata.jsonl")}
-    paths = sorted(path for path in folder.rglob("*") if path.name.lower().endswith(endings) and path.is_file())
-    if not paths:
-        raise InputError(f"{folder.name}/ holds no file that ends in {', '.join(endings)}")
     items = []
-    for path in paths:
-        place = path.relative_to(folder).as_posix()
+    for place in listed_files(folder, endings):
+        path = folder / place
         record = records.get(place, {})
         key = str(record.get("key") or place)
         kind = str(record.get("image_type") or "")
@@ -88,6 +88,27 @@ def listed(folder: Path, endings: tuple[str, ...], read: Callable[[Path], np.nda
             )
         )
     return items
+
+
+def listed_files(folder: Path, endings: tuple[str, ...]) -> list[str]:
+    """The places of the files of `listed`, in its order. InputError where there are none.
+
+    Masks that `medisyn generate` writes beside a volume (NAME-lobe.nii.gz where metadata.jsonl names NAME.nii.gz) are
+    left out.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.name.lower().endswith(endings) and path.is_file())
+    named = {str(record.get("file_name")) for record in runs.read_jsonl(folder / "metadata.jsonl")}
+    stems = tuple(f"{name.split('.')[0]}-" for name in named)
+    places = [path.relative_to(folder).as_posix() for path in paths]
+    kept = [place for place in places if place in named or not place.startswith(stems)]
+    if not kept:
+        raise InputError(f"{folder.name}/ holds no file that ends in {', '.join(endings)}")
+    return kept
+
+
+def files_fingerprint(items: Sequence[LabelledImage]) -> str:
+    """Stands for a folder of files as its fingerprint does for a corpus: a digest of their contents."""
+    return f"files-{runs.digest(sorted(item.sha256 for item in items))}"
 
 
 def halves(items: Sequence[LabelledImage], seed: int) -> tuple[list[LabelledImage], list[LabelledImage]]:
@@ -182,6 +203,8 @@ def write_set_page(
 
     first = found.result.measures[0]
     facts = [(what, str(count)) for what, count in counts.items()]
+    if found.model is not None:
+        facts.append(("Made by", f"{found.model['id']} ({found.model['digest'][:16]})"))
     facts += [
         ("Extractor", f"{first.extractor}, preprocessing {first.preprocessing}, {first.dim} features"),
         ("n of the distances", f"{first.n_first} on each side"),
@@ -204,7 +227,9 @@ def write_set_page(
         warnings=found.warnings,
     )
     report.write_report(out, page, found.as_dict())
-    runs.write_run(out, kind=f"evaluate {found.kind}", settings=vars(found.settings))
+    runs.write_run(
+        out, kind=f"evaluate {found.kind}", corpus=found.corpus, model=found.model, settings=vars(found.settings)
+    )
 
 
 def diversity_dict(found: DiversityResult | None) -> dict[str, Any]:

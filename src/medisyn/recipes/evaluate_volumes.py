@@ -17,6 +17,7 @@ from medisyn.recipes.evaluate_sets import (
     SetSettings,
     diversity_dict,
     evaluate_sets,
+    files_fingerprint,
     halves,
     listed,
     set_warnings,
@@ -63,6 +64,7 @@ def evaluate_volumes(
     from medisyn.evaluation.ssim import scales_for
     from medisyn.recipes.evaluate_images import user_cache
     from medisyn.recipes.evaluation_page import diversity_table
+    from medisyn.recipes.results import made_by
 
     settings = settings or SetSettings(extractor="medical-encoder-slices")
     synthetic, against = Path(synthetic), Path(against)
@@ -83,7 +85,16 @@ def evaluate_volumes(
         resamples=settings.resamples,
     )
     warnings = set_warnings(generated, real, result)
-    found = SetEvaluation("volumes", result, diversity_dict(within), settings, warnings, out / "report.html")
+    found = SetEvaluation(
+        kind="volumes",
+        result=result,
+        extra=diversity_dict(within),
+        settings=settings,
+        warnings=warnings,
+        page=out / "report.html",
+        corpus=files_fingerprint(real),
+        model=made_by(synthetic),
+    )
     write_set_page(
         out,
         found,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from medisyn.evaluation.diversity import DiversityResult
     from medisyn.evaluation.evaluate import EvaluationResult
     from medisyn.evaluation.report import Grid, Pair, Table
+    from medisyn.recipes.alignment import Alignment
     from medisyn.recipes.corpus_images import LabelledImage
     from medisyn.recipes.evaluate_images import ImageEvaluation, Images
 
@@ -24,7 +25,7 @@ GRID_CLASSES = 30
 SHOWN_PAIRS = 24
 
 
-def write_page(out: Path, found: ImageEvaluation, images: Images, *, corpus_fingerprint: str) -> None:
+def write_page(out: Path, found: ImageEvaluation, images: Images) -> None:
     """Write report.html, result.json, the CSV tables and run.json."""
     from medisyn.evaluation import report
 
@@ -33,6 +34,8 @@ def write_page(out: Path, found: ImageEvaluation, images: Images, *, corpus_fing
         tables.append(diversity_table(found.diversity, "images"))
     if found.generated_classes:
         tables.append(report.classes_table(found.generated_classes, found.real_classes, found.judge))
+    if found.alignment is not None:
+        tables.append(alignment_table(found.alignment))
     with_numbers = {name: part for name, part in found.copies.items() if part.statistics is not None}
     if with_numbers:
         tables.append(
@@ -47,7 +50,7 @@ def write_page(out: Path, found: ImageEvaluation, images: Images, *, corpus_fing
     tables.append(_mix_table(images))
     page = report.Page(
         title="Generated images against real images",
-        facts=_facts(found, images, corpus_fingerprint),
+        facts=_facts(found, images),
         tables=tuple(tables),
         methods=tuple(_methods(found, images)),
         warnings=found.warnings,
@@ -55,7 +58,7 @@ def write_page(out: Path, found: ImageEvaluation, images: Images, *, corpus_fing
         pairs=_pairs(found, images),
     )
     report.write_report(out, page, found.as_dict())
-    runs.write_run(out, kind="evaluate", corpus=corpus_fingerprint, settings=vars(found.settings))
+    runs.write_run(out, kind="evaluate", corpus=found.corpus, model=found.model, settings=vars(found.settings))
 
 
 def diversity_table(found: DiversityResult, what: str) -> Table:
@@ -107,6 +110,50 @@ def diversity_table(found: DiversityResult, what: str) -> Table:
     )
 
 
+def alignment_table(found: Alignment) -> Table:
+    """R@1 of each class prompt, generated beside real; the last row is all prompts together."""
+    from medisyn.evaluation.report import Table, Value, between
+
+    sides = (("generated", found.generated), ("real", found.real))
+    rows = [
+        (prompt, *(part for _, side in sides for part in _hits(*side.per_prompt[prompt]))) for prompt in found.prompts
+    ]
+    rows.append(("all", *(part for _, side in sides for part in _hits(side.correct, side.n))))
+    left_out = f" {found.left_out} generated images of other classes are left out." if found.left_out else ""
+    return Table(
+        name="alignment",
+        title="Is an image closest to the prompt of its own class?",
+        text=(
+            f"Retrieval by {found.encoder} among {len(found.prompts)} class prompts (each the most frequent real "
+            f"caption of its class): an image counts where its own prompt has the largest cosine, ties do not. Chance "
+            f"is {found.real.chance:.1%}. Intervals of all: generated {between(found.generated.interval)}, real "
+            f"{between(found.real.interval)} (Wilson; images count as independent). Where real images are not found "
+            f"either, the encoder does not know these classes, and the figure says nothing.{left_out}"
+        ),
+        columns=("prompt", "generated, right", "R@1", "real, right", "R@1"),
+        rows=tuple(rows),
+        numeric=frozenset({1, 2, 3, 4}),
+        values=tuple(
+            Value(
+                "retrieval_r_at_1",
+                side.r_at_1,
+                of,
+                low=side.interval.low,
+                high=side.interval.high,
+                level=side.interval.level,
+                n=side.n,
+                extractor=found.encoder,
+            )
+            for of, side in sides
+        ),
+        totals=1,
+    )
+
+
+def _hits(correct: int, n: int) -> tuple[str, str]:
+    return f"{correct} of {n}", f"{correct / n:.1%}" if n else "none"
+
+
 def distances_text(result: EvaluationResult, what: str) -> str:
     """How the distances were computed, in words that a paper can take over."""
     settings, first = result.settings, result.measures[0]
@@ -130,11 +177,12 @@ def distances_text(result: EvaluationResult, what: str) -> str:
     return text
 
 
-def _facts(found: ImageEvaluation, images: Images, fingerprint: str) -> tuple[tuple[str, str], ...]:
+def _facts(found: ImageEvaluation, images: Images) -> tuple[tuple[str, str], ...]:
     first = found.result.measures[0]
+    made = f" made by {found.model['id']} ({found.model['digest'][:16]})" if found.model is not None else ""
     return (
-        ("Generated images", f"{len(images.generated)}"),
-        ("Real images", f"{len(images.real)}, split {found.settings.split!r} of corpus {fingerprint}"),
+        ("Generated images", f"{len(images.generated)}{made}"),
+        ("Real images", f"{len(images.real)}, split {found.settings.split!r} of corpus {found.corpus}"),
         ("Training images", f"{len(images.train)}"),
         ("Extractor", f"{first.extractor}, preprocessing {first.preprocessing}, {first.dim} features"),
         ("Judge", found.judge),

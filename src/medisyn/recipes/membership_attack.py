@@ -59,12 +59,12 @@ def attack_model(model: str, corpus: Any, settings: AttackSettings) -> Attack:
     Raises InputError when the two splits share no class, ModelError when the model cannot be opened.
     """
     from medisyn.evaluation.membership import membership
-    from medisyn.recipes.generate_images import _device, _fast_dtype
+    from medisyn.recipes.generate_images import choose_device, fast_dtype
     from medisyn.recipes.models import open_model
 
     members, others, classes = matched_rows(corpus, settings)
-    device = _device(settings.device)
-    dtype = _fast_dtype(device) if settings.dtype == "auto" else settings.dtype
+    device = choose_device(settings.device)
+    dtype = fast_dtype(device) if settings.dtype == "auto" else settings.dtype
     opened = open_model(model, device=device)  # float32 weights; autocast computes in `dtype`, as in training
 
     def losses(rows: Sequence[Any]) -> np.ndarray:

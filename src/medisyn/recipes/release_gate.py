@@ -28,9 +28,9 @@ def check_files(files: str, synthetic: Path) -> None:
     """ConfigError for an unknown way, InputError where there are no files to copy or link."""
     if files not in FILES:
         raise ConfigError(f"files {files!r} is unknown, allowed: {', '.join(FILES)}")
-    if files != "list" and not (synthetic / "metadata.jsonl").is_file():
+    if files != "list" and (synthetic / "index.parquet").is_file():
         raise InputError(
-            f"{synthetic.name}/ has no metadata.jsonl, so it is a corpus: its images lie in shards and cannot be "
+            f"{synthetic.name}/ is a corpus: its images lie in shards and cannot be "
             f"copied one by one. Give --files list"
         )
 
@@ -76,7 +76,7 @@ def _write_folder(
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             _place(synthetic / name, folder / name, files)
             why = {"withheld_because": "; ".join(record["reasons"])} if "reasons" in record else {}
-            lines.append(_line({**described[name], **why}))
+            lines.append(_line({"file_name": name, **described.get(name, {}), **why}))
         runs.write_text(folder / "metadata.jsonl", "".join(lines))
 
 

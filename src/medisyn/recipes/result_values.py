@@ -22,7 +22,8 @@ def _audit(content: Mapping[str, Any]) -> Iterator[Value]:
     """Closeness to the training images: over all, and per `specialty / image type`."""
     from medisyn.evaluation.page import Value
 
-    extractor = content.get("extractor", "")
+    extractor, kind = content.get("extractor", ""), content.get("kind", "images")
+    prefix = "" if kind == "images" else f"{kind[:-1]}_"  # of other things; they stand beside no image's distance
     for row in content.get("strata", ()):
         group = "" if row["stratum"] == "all" else row["stratum"]
         for of, found in (("generated", row["generated"]), ("real", row["held_out"])):
@@ -30,11 +31,13 @@ def _audit(content: Mapping[str, Any]) -> Iterator[Value]:
                 continue
             share = found["share_interval"]
             common = {"of": of, "group": group, "n": found["n"], "extractor": extractor}
-            yield Value("patch_distance_median", found["median"], **common)
-            yield Value("patch_distance_minimum", found["minimum"], **common)
-            yield Value("patch_distance_at_or_below", found["at_or_below"], **common)
+            if "mean" in found:  # absent from results of earlier versions
+                yield Value(f"{prefix}patch_distance_mean", found["mean"], **common)
+            yield Value(f"{prefix}patch_distance_median", found["median"], **common)
+            yield Value(f"{prefix}patch_distance_minimum", found["minimum"], **common)
+            yield Value(f"{prefix}patch_distance_at_or_below", found["at_or_below"], **common)
             ends = {"low": share["low"], "high": share["high"], "level": share["level"]}
-            yield Value("patch_distance_share", found["share"], **common, **ends)
+            yield Value(f"{prefix}patch_distance_share", found["share"], **common, **ends)
     membership = content.get("membership")
     if membership is not None:
         found = membership["result"]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medisyn import runs
 from medisyn.errors import InputError
 from medisyn.recipes.result_values import values_of
 
@@ -59,6 +60,23 @@ class Collection:
     left_out: list[str] = field(default_factory=list)
 
 
+def made_by(folder: Path) -> dict[str, str] | None:
+    """Id and digest of the model that made a set, from its run.json, else from metadata.jsonl where all lines agree.
+
+    None where neither says it, as for a set made elsewhere.
+    """
+    run = runs.read_run(folder) or {}
+    model = run.get("model") if run.get("kind") == "generate" else None
+    if isinstance(model, dict) and model.get("digest"):
+        return {"id": str(model.get("id") or ""), "digest": str(model["digest"])}
+    records = runs.read_jsonl(folder / "metadata.jsonl")
+    named = {(str(record.get("model") or ""), str(record.get("model_digest") or "")) for record in records}
+    if len(named) != 1 or not next(iter(named))[1]:
+        return None
+    name, digest = named.pop()
+    return {"id": name, "digest": digest}
+
+
 def collect(folders: Sequence[Path]) -> Collection:
     """Everything below the folders. Raises InputError for a folder that is not there or holds nothing of ours."""
     found = Collection()
@@ -78,14 +96,14 @@ def collect(folders: Sequence[Path]) -> Collection:
 
 
 def _collect(root: Path, prefix: str, found: Collection) -> None:
-    runs = {path.parent: content for path, content in _objects(root, "run.json", found)}
-    for folder, run in runs.items():
+    entries = {path.parent: content for path, content in _objects(root, "run.json", found)}
+    for folder, run in entries.items():
         entry = Found(_name(folder, root, prefix), folder, str(run.get("command") or run.get("kind") or ""), run)
         lists = {"train": found.training, "generate": found.generated, "curate": found.corpora}
         if entry.kind in lists:
             lists[entry.kind].append(entry)
     for path, content in _objects(root, "result.json", found):
-        name, run = _name(path.parent, root, prefix), runs.get(path.parent, {})
+        name, run = _name(path.parent, root, prefix), entries.get(path.parent, {})
         page = _page(content, path.parent)
         if page is None:
             found.left_out.append(f"{name}/result.json holds no page; run its command again to have it here")
@@ -96,7 +114,7 @@ def _collect(root: Path, prefix: str, found: Collection) -> None:
         except (KeyError, TypeError, AttributeError):
             found.left_out.append(f"{name}/result.json is not as `medisyn {kind}` writes it; run the command again")
             continue
-        model = _model(path.parent, run, runs)
+        model = _model(path.parent, run, entries)
         found.results.append(Result(name, path.parent, kind, run, page, content, model, values))
 
 
@@ -129,13 +147,13 @@ def _page(content: Mapping[str, Any], folder: Path) -> Page | None:
         return None
 
 
-def _model(folder: Path, run: Mapping[str, Any], runs: Mapping[Path, Mapping[str, Any]]) -> str:
-    """From the result's own run.json, else from the generated set beside it: NAME for the result NAME-evaluation."""
+def _model(folder: Path, run: Mapping[str, Any], entries: Mapping[Path, Mapping[str, Any]]) -> str:
+    """From the result's own run.json; one without that entry takes it from the set beside it, NAME of NAME-audit."""
     model = run.get("model")
-    if not isinstance(model, dict):
+    if "model" not in run:  # a result of an earlier version
         beside = [
             (len(other.name), content.get("model"))
-            for other, content in runs.items()
+            for other, content in entries.items()
             if content.get("kind") == "generate"
             and other.parent == folder.parent
             and folder.name.startswith(f"{other.name}-")

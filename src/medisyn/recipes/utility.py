@@ -95,6 +95,7 @@ class UtilityResult:
         found: dict[str, Any] = {
             "asked": asdict(trial.settings),
             "corpus": trial.cases.fingerprint,
+            "model": trial.cases.model,
             "classes": list(trial.task.classes),
             "left_out": dict(trial.task.left_out),
             "scaling": trial.plan.scaling,
@@ -254,7 +255,7 @@ def _claim(out: Path, trial: Trial, weights: Path | None) -> None:
                 f"{out.name}/ holds an experiment with another {', '.join(differing)}; choose another --out"
             )
         return
-    runs.write_run(out, kind="utility", asked=asked)
+    runs.write_run(out, kind="utility", corpus=trial.cases.fingerprint, model=trial.cases.model, asked=asked)
 
 
 def _run_cells(out: Path, trial: Trial, weights: Path | None) -> tuple[tuple[dict[str, Any], ...], set[Any]]:

@@ -17,6 +17,7 @@ import numpy as np
 from medisyn import runs
 from medisyn.errors import InputError, RangeError, ReadError
 from medisyn.recipes.corpus_images import LabelledImage, corpus_images, generated_images, labels_of, stratum_of
+from medisyn.recipes.results import made_by
 from medisyn.recipes.utility_designs import UtilitySettings
 
 HU_LOW, HU_HIGH = -1024.0, 600.0  # MedSyn's window
@@ -42,6 +43,7 @@ class Cases:
     synthetic: tuple[Case, ...]
     volumes: bool
     fingerprint: str  # of the real data
+    model: dict[str, str] | None = None  # id and digest of what made the synthetic ones; None where not recorded
 
     def split(self, name: str) -> list[Case]:
         return [case for case in self.real if case.split == name]
@@ -53,7 +55,7 @@ def load_cases(real: Path, synthetic: Path) -> Cases:
         volumes = volume_cases(real, "")
         fingerprint = runs.digest(sorted((case.image.key, case.image.sha256, case.split) for case in volumes))
         made = [replace(case, split="synthetic") for case in volume_cases(synthetic, "synthetic")]
-        return Cases(tuple(volumes), tuple(made), True, fingerprint)
+        return Cases(tuple(volumes), tuple(made), True, fingerprint, made_by(synthetic))
     from medisyn.corpus.loader import Corpus
 
     corpus = Corpus(real)
@@ -64,7 +66,7 @@ def load_cases(real: Path, synthetic: Path) -> Cases:
         images = generated_images(synthetic, [case.image for case in cases])
     labels = {case.image.name: case.labels for case in cases}
     generated = [Case(image, labels.get(image.name, ()), "synthetic") for image in images]
-    return Cases(tuple(cases), tuple(generated), False, corpus.fingerprint)
+    return Cases(tuple(cases), tuple(generated), False, corpus.fingerprint, made_by(synthetic))
 
 
 def _corpus_cases(corpus: Any) -> list[Case]:
