@@ -51,6 +51,7 @@ def evaluate_folder(
     weights: Path | None = None,
     cache: Path | None = None,
     out: Path | None = None,
+    clip: Path | None = None,
 ) -> ImageEvaluation | SetEvaluation:
     """Evaluate generated images against a corpus, or clips or volumes against a folder of real ones.
 
@@ -62,7 +63,9 @@ def evaluate_folder(
     if kind == "images":
         values = {field.name: getattr(settings, field.name) for field in fields(EvaluateSettings)}
         images = EvaluateSettings(**{**values, "extractor": chosen})
-        return evaluate_images(synthetic, against, images, weights=weights, cache=cache, out=out)
+        return evaluate_images(synthetic, against, images, weights=weights, cache=cache, out=out, clip=clip)
+    if clip is not None:
+        raise ConfigError(f"clip: only images are looked for among the prompts of their classes, not {kind}")
     _refuse_for(kind, settings)
     common = SetSettings(
         extractor=chosen, mmd_alpha=settings.mmd_alpha, resamples=settings.resamples, seed=settings.seed
