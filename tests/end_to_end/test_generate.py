@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,14 @@ def test_a_table_with_gallery_and_json(model: str, tmp_path: Path, capsys: pytes
     ]  # fmt: skip
     assert "Pathology" in (tmp_path / "page.html").read_text()
     assert picture(tmp_path / "out" / "a.png").shape == (48, 32, 3)
+
+    also = ["--gallery-also", "again"]
+    assert run("blue cross", "--model", model, "--out", "again", "--size", "32", *also) == 2
+    assert "name the page with --gallery" in capsys.readouterr().err
+    assert run("blue cross", "--model", model, "--out", "again", "--size", "32") == 0
+    assert run(*options[:-1], "--size", "48", "--width", "32", *also) == 0
+    assert "Again" in (tmp_path / "page.html").read_text()
+    shutil.rmtree(tmp_path / "again")
 
     # The list of an earlier run is a table that makes the same pictures again.
     assert run("--prompts", "out/metadata.jsonl", "--model", model, "--out", "again") == 0

@@ -91,3 +91,14 @@ def test_a_folder_without_generated_pictures_is_refused(tmp_path: Path) -> None:
     runs.write_run(tmp_path, kind="train")
     with pytest.raises(InputError, match="holds no generated pictures to show"):
         gallery.write_gallery(tmp_path, tmp_path / "page.html")
+
+
+def test_other_folders_follow_under_their_names(tmp_path: Path) -> None:
+    generate(requests(1), FakeFamily(), tmp_path / "out", model=MODEL)
+    generate([Request("x", "a nodule", 5)], FakeFamily(), tmp_path / "inpainting", model=MODEL)
+    gallery.write_gallery(tmp_path / "out", tmp_path / "page.html", also=[tmp_path / "inpainting"])
+    page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert [image["alt"] for image in page.all("img")] == [requests(1)[0].prompt, "a nodule"]
+    assert "Inpainting" in page.text
+    with pytest.raises(InputError, match="empty/ holds no generated pictures"):
+        gallery.write_gallery(tmp_path / "out", tmp_path / "page.html", also=[tmp_path / "empty"])

@@ -49,6 +49,10 @@ def generate(
     ] = None,
     tries: Annotated[int, typer.Option(help="Draws per picture, for --reject-copies-of.")] = 3,
     gallery: Annotated[Path | None, typer.Option(help="Also write one HTML page with all pictures there.")] = None,
+    gallery_also: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of other generated pictures to show on the --gallery page. Repeatable."),
+    ] = None,
     dicom: Annotated[
         bool, typer.Option("--dicom", help="Of a CT model, also write a DICOM series and its masks.")
     ] = False,
@@ -86,6 +90,7 @@ def generate(
         policy=policy,
         tries=tries,
         gallery=gallery,
+        gallery_also=gallery_also or (),
         dicom=dicom,
     )
     if json:

@@ -17,25 +17,37 @@ MOST_PICTURES = 400  # a page of more is slow to open; it says how many it leave
 TITLE = "Medical images from text"
 
 
-def write_gallery(folder: Path, page: Path, *, card: str = "", title: str = TITLE) -> None:
+def write_gallery(
+    folder: Path, page: Path, *, also: Sequence[Path] = (), card: str = "", title: str = TITLE
+) -> None:
     """Write the page of `folder`, which `generate` filled; `card` is the text of the model's card.
 
-    Pictures stand under their `specialty` where the prompts said one. Raises InputError when `folder` holds no
-    generated pictures.
+    Pictures stand under their `specialty` where the prompts said one; those of the folders `also` (made by generate,
+    interpolate or inpaint) follow, each under the folder's name. Raises InputError when a folder holds no generated
+    pictures.
     """
-    run = runs.read_run(folder)
-    records = runs.read_jsonl(folder / "metadata.jsonl")
-    if run is None or run.get("kind") != KIND or not records:
-        raise InputError(f"{folder.name}/ holds no generated pictures to show; run `medisyn generate --out` first")
+    run, records = _read(folder)
     shown = records[:MOST_PICTURES]
+    sections = [(heading, [_picture(folder, record) for record in part]) for heading, part in _sections(shown)]
+    for other in also:
+        pictures = [_picture(other, record) for record in _read(other)[1][:MOST_PICTURES]]
+        sections.append((other.name[:1].upper() + other.name[1:], pictures))
     html = _template().render(
         title=title,
         facts=_facts(run, shown, len(records)),
-        sections=[(heading, [_picture(folder, record) for record in part]) for heading, part in _sections(shown)],
+        sections=sections,
         card=card.strip(),
         software=software(),
     )
     runs.write_text(page, html)
+
+
+def _read(folder: Path) -> tuple[Mapping[str, Any], list[dict[str, Any]]]:
+    run = runs.read_run(folder)
+    records = runs.read_jsonl(folder / "metadata.jsonl")
+    if run is None or run.get("kind") != KIND or not records:
+        raise InputError(f"{folder.name}/ holds no generated pictures to show; run `medisyn generate --out` first")
+    return run, records
 
 
 @functools.cache

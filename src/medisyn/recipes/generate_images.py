@@ -53,6 +53,7 @@ def generate_images(
     policy: Path | str | None = None,
     tries: int = 3,
     gallery: Path | str | None = None,
+    gallery_also: Sequence[Path | str] = (),
     dicom: bool = False,
 ) -> GenerateReport:
     """Make pictures for a prompt, a list of prompts, or a table of `prompts` (CSV, TSV, JSONL, TXT).
@@ -69,7 +70,7 @@ def generate_images(
         drawn again with a seed of its own, up to `tries` draws, and then left out.
     policy: the release rules of `medisyn audit` as a YAML file, for reject_copies_of; None: the built-in ones.
     reject: a rule of your own instead.
-    gallery: also write an HTML page of the folder there.
+    gallery: also write an HTML page of the folder there, and of the folders `gallery_also` below it.
     dicom: of a CT model, also write DICOM (see recipes/generate_volumes.py, which such a model goes on to).
     """
     defaults = Defaults(
@@ -77,6 +78,8 @@ def generate_images(
     )
     table = Path(prompts) if prompts is not None else None
     requests = _requests(prompt, table, defaults)
+    if gallery_also and gallery is None:
+        raise InputError("more folders can only stand on a gallery page: name the page with --gallery")
     if processes < 1:
         raise InputError(f"processes must be at least 1, got {processes}")
     rejecting = None
@@ -127,7 +130,7 @@ def generate_images(
     if gallery is not None:
         from medisyn.generation.gallery import write_gallery
 
-        write_gallery(folder, Path(gallery), card=card_of(model))
+        write_gallery(folder, Path(gallery), also=[Path(other) for other in gallery_also], card=card_of(model))
     return report
 
 
