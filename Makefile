@@ -21,19 +21,19 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python
 	$$name -c '$(FITS)' >/dev/null 2>&1 && echo $$name && break; done)
 
 GENERATE = HF_HUB_OFFLINE=1 $(BIN)/medisyn generate
-HEALTHY = "Axial chest CT image, lung window"
-DISEASED = "Axial chest CT image, lung window, showing lung tumour"
+GALLERY = $(GENERATE) --prompts src/medisyn/starter/gallery_prompts.csv --model starter-image --out demo/images
 
 .PHONY: demo test lint docs starter-image clean
 
 # Made anew each time: a folder of pictures belongs to one model, and the shipped one may have been replaced since.
 demo: $(VENV)/installed
 	rm -rf demo/images demo/interpolation demo/inpainting
-	$(GENERATE) interpolate --from $(HEALTHY) --to $(DISEASED) --frames 6 --seed 3 --out demo/interpolation
-	$(GENERATE) inpaint --image demo/interpolation/s000-f000.png --mask ellipse:42,62,11,9 --prompt $(DISEASED) -n 3 \
-		--out demo/inpainting
-	$(GENERATE) --prompts src/medisyn/starter/gallery_prompts.csv --model starter-image --out demo/images \
-		--gallery demo/index.html --gallery-also demo/interpolation --gallery-also demo/inpainting
+	$(GALLERY)
+	$(GENERATE) interpolate --from "Frontal (PA) chest X-ray image" --frames 6 --seed 4 --out demo/interpolation \
+		--to "Frontal (AP) chest X-ray image showing COVID-19"
+	$(GENERATE) inpaint --image demo/images/blood-field.png --mask ellipse:66,64,26,24 -n 3 --out demo/inpainting \
+		--prompt "Blood smear microscopy image of a white blood cell"
+	$(GALLERY) --gallery demo/index.html --gallery-also demo/interpolation --gallery-also demo/inpainting
 	@echo "Open the gallery: $(CURDIR)/demo/index.html"
 
 test: $(VENV)/installed-dev lint

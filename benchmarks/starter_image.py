@@ -156,6 +156,8 @@ def main() -> None:
         },
         "evaluation": found.as_dict(),
     }
+    if options.judge == SHIPPED / "judge":
+        figures["evaluation"]["asked"]["judge"] = "the shipped judge"  # not where it lies on this machine
     write_json(options.out / "figures.json", figures)
     print(found.summary())
     for name, rows in figures["kind_accuracy"].items():
