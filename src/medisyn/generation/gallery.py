@@ -17,9 +17,7 @@ MOST_PICTURES = 400  # a page of more is slow to open; it says how many it leave
 TITLE = "Medical images from text"
 
 
-def write_gallery(
-    folder: Path, page: Path, *, also: Sequence[Path] = (), card: str = "", title: str = TITLE
-) -> None:
+def write_gallery(folder: Path, page: Path, *, also: Sequence[Path] = (), card: str = "", title: str = TITLE) -> None:
     """Write the page of `folder`, which `generate` filled; `card` is the text of the model's card.
 
     Pictures stand under their `specialty` where the prompts said one; those of the folders `also` (made by generate,
