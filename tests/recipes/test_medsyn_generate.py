@@ -125,10 +125,10 @@ def test_options_that_do_not_apply(model, tmp_path, options, message):
 
 
 def test_what_a_ct_model_cannot_read(model, tmp_path):
-    with pytest.raises(InputError, match=r"a CT model reads one report; it does not combine prompts with AND"):
+    with pytest.raises(InputError, match="a CT model reads one report; it neither combines prompts with AND"):
         generate_images("Effusion. AND Nodule.", model=model, out=tmp_path / "a", dtype="float32")
     (tmp_path / "b.csv").write_text("prompt,toward_prompt,toward_share\nA.,B.,0.5\n")
-    with pytest.raises(InputError, match="does not interpolate between prompts or seeds"):
+    with pytest.raises(InputError, match="nor goes from one to another"):
         generate_images(prompts=tmp_path / "b.csv", model=model, out=tmp_path / "b", dtype="float32")
     with pytest.raises(ConfigError, match="euler"):
         generate_images(PROMPT, model=model, out=tmp_path / "c", dtype="float32", solver="euler")

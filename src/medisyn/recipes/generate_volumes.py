@@ -129,14 +129,7 @@ def refuse_options(given: Mapping[str, object], why: str) -> None:
 
 
 def check_request(request: Request) -> None:
-    """Raise InputError for what a MedSyn model would have to leave out silently."""
-    if len(request.weighted_terms) > 1 or request.weighted_terms[0][1] != 1:
-        raise InputError(
-            f"request {request.key}: a CT model reads one report; it does not combine prompts with AND and weights. "
-            f"Write 'and' in small letters."
-        )
-    if request.toward_share:
-        raise InputError(f"request {request.key}: a CT model does not interpolate between prompts or seeds")
+    """Raise InputError for what a MedSyn model would have to leave out silently; see also its `resolve`."""
     if request.negative_prompt and request.guidance == 1:
         raise InputError(
             f"request {request.key}: a negative prompt works through guidance, and guidance 1 is none. Raise it, for "

@@ -170,7 +170,7 @@ def test_what_does_not_fit_is_refused():
         model.sample([REQUEST, replace(REQUEST, steps=9)])
     with pytest.raises(InputError, match="request a: height 512 is not the model's 8"):
         model.sample([replace(REQUEST, height=512)])
-    with pytest.raises(InputError, match="request a: this model reads one report"):
+    with pytest.raises(InputError, match="request a: a CT model reads one report"):
         model.sample([replace(REQUEST, terms=(("effusion", 0.5), ("nodule", 0.5)))])
     with pytest.raises(InputError, match="known has 2 rows for 1 requests"):
         model.sample([REQUEST], [None, None])

@@ -184,8 +184,8 @@ class MedSynBase:
         """
         if request.terms or request.toward_prompt or request.toward_seed is not None:
             raise InputError(
-                f"request {request.key}: this model reads one report; prompts of several terms (AND) and interpolation "
-                "are for image models"
+                f"request {request.key}: a CT model reads one report; it neither combines prompts with AND and weights "
+                "nor goes from one to another. Write 'and' in small letters"
             )
         for name, asked, has in zip(
             ("height", "width"), (request.height, request.width), self.grid.shape[1:], strict=True
