@@ -61,7 +61,28 @@ class Looked:
     read: Callable[[int], np.ndarray]  # (H, W, 3) uint8, sides that divide by the grid
 
 
-class TrainingSet:
+class HeldPictures:
+    """Training pictures read at the size they are asked for; the latest ones and their edges are kept."""
+
+    def __init__(self, read: Callable[[int, Size], np.ndarray], cached_edges: int = CACHED_EDGES) -> None:
+        self._read = read
+        self._hold((0, 0))
+        self._edges = functools.lru_cache(maxsize=cached_edges)(lambda number, size: edges(self.pixels(number, size)))
+
+    def _hold(self, size: Size) -> None:
+        count = max(16, READ_BYTES // max(1, size[0] * size[1] * 3))
+        self._size, self._pixels = size, functools.lru_cache(maxsize=count)(self._read)
+
+    def pixels(self, number: int, size: Size) -> np.ndarray:
+        if size != self._size:
+            self._hold(size)
+        return self._pixels(number, size)
+
+    def edges(self, number: int, size: Size) -> Edges:
+        return self._edges(number, size)
+
+
+class TrainingSet(HeldPictures):
     """The training images, as features, descriptors, hashes and a reader of pixels at a given size."""
 
     def __init__(
@@ -78,22 +99,9 @@ class TrainingSet:
                 f"{len(features_ND)}, {len(descriptors_ND)}, {len(hashes_N)} and {len(strata)}"
             )
         self.features_ND, self.descriptors_ND, self.hashes_N = features_ND, descriptors_ND, hashes_N
-        self.strata, self._read, self._size = list(strata), read, (0, 0)
+        super().__init__(read)
+        self.strata = list(strata)
         self._known = frozenset(self.strata)
-        self._hold(self._size)
-        self._edges = functools.lru_cache(maxsize=CACHED_EDGES)(lambda number, size: edges(self.pixels(number, size)))
-
-    def _hold(self, size: Size) -> None:
-        count = max(16, READ_BYTES // max(1, size[0] * size[1] * 3))
-        self._size, self._pixels = size, functools.lru_cache(maxsize=count)(self._read)
-
-    def pixels(self, number: int, size: Size) -> np.ndarray:
-        if size != self._size:
-            self._hold(size)
-        return self._pixels(number, size)
-
-    def edges(self, number: int, size: Size) -> Edges:
-        return self._edges(number, size)
 
     def __len__(self) -> int:
         return len(self.strata)

@@ -9,7 +9,6 @@ found, and a few slices that look alike in everybody are not enough.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,15 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from medisyn.errors import InputError
-from medisyn.evaluation.copies import GRID, Closeness, Near
-from medisyn.evaluation.descriptor import Edges, edge_similarity, edges
+from medisyn.evaluation.copies import GRID, Closeness, HeldPictures, Near, Size
+from medisyn.evaluation.descriptor import edge_similarity, edges
 from medisyn.evaluation.frechet import check_features
 from medisyn.evaluation.patches import FLIPS, flipped, patch_distance
 
-READ_BYTES = 256 * 2**20  # of training pictures held as pixels
 CACHED_EDGES = 4096
-
-Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -40,7 +36,7 @@ class Stack:
     patient: str = ""
 
 
-class TrainingStacks:
+class TrainingStacks(HeldPictures):
     """The pictures of all training volumes or clips, one after the other; `counts_S` says how many each has."""
 
     def __init__(
@@ -66,21 +62,7 @@ class TrainingStacks:
         self.starts_S = np.concatenate([[0], np.cumsum(counts_S)[:-1]]).astype(np.int64)
         self.counts_S = np.asarray(counts_S)
         self.strata_S, self.patients_S = np.asarray(strata_S), np.asarray(patients_S)
-        self._read, self._size = read, (0, 0)
-        self._hold(self._size)
-        self._edges = functools.lru_cache(maxsize=CACHED_EDGES)(lambda number, size: edges(self.pixels(number, size)))
-
-    def _hold(self, size: Size) -> None:
-        count = max(16, READ_BYTES // max(1, size[0] * size[1] * 3))
-        self._size, self._pixels = size, functools.lru_cache(maxsize=count)(self._read)
-
-    def pixels(self, number: int, size: Size) -> np.ndarray:
-        if size != self._size:
-            self._hold(size)
-        return self._pixels(number, size)
-
-    def edges(self, number: int, size: Size) -> Edges:
-        return self._edges(number, size)
+        super().__init__(read, CACHED_EDGES)
 
     def best(self, alike_TN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """For each picture and training volume the largest value, (T, S), and the training picture that has it."""
