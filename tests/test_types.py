@@ -213,3 +213,16 @@ def test_a_request_on_the_way_to_another():
         Request("k", "a", 1, toward_share=1.5)
     with pytest.raises(InputError, match="a prompt of several terms cannot be mixed with another prompt"):
         Request("k", "x", 1, terms=(("a", 1), ("b", 1)), toward_prompt="c")
+
+
+def test_a_request_for_a_clip():
+    request = Request("k", "a", 1, frames=16, motion=300, appearance=0.7)
+    assert (request.frames, request.motion, request.appearance) == (16, 300, 0.7)
+    for wrong, message in (
+        ({"frames": 0}, "request k: frames must be at least 1, got 0"),
+        ({"motion": -1.0}, "request k: motion must be 0 or more, got -1.0"),
+        ({"motion": float("inf")}, "request k: motion must be 0 or more, got inf"),
+        ({"appearance": 1.5}, r"request k: appearance must lie in \[0, 1\], got 1.5"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Request("k", "a", 1, **wrong)

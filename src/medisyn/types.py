@@ -7,6 +7,7 @@ arrays compare by identity.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NoReturn
@@ -188,6 +189,8 @@ class Request(_Value):
     `terms` are the parts of a prompt that combines several, each (text, weight); empty: the prompt is one, of weight 1.
     `toward_share` says how far this item lies on the way to `toward_prompt` (text embeddings mixed) and to
     `toward_seed` (noise mixed on the sphere), from 0 to 1.
+    Of a clip: `frames` is how many, `motion` how much moves (0 and up) and `appearance` how far the last frame may
+    drift from the first (0 to 1, HiGen's factors).
     """
 
     key: str
@@ -203,6 +206,9 @@ class Request(_Value):
     toward_prompt: str = ""
     toward_seed: int | None = None
     toward_share: float = 0.0
+    frames: int | None = None
+    motion: float | None = None
+    appearance: float | None = None
 
     @property
     def weighted_terms(self) -> tuple[tuple[str, float], ...]:
@@ -219,6 +225,12 @@ class Request(_Value):
             raise InputError(f"request {self.key}: guidance must be 0 or more, got {self.guidance}")
         if not 0 <= self.toward_share <= 1:
             raise InputError(f"request {self.key}: toward_share must lie in [0, 1], got {self.toward_share}")
+        if self.frames is not None and self.frames < 1:
+            raise InputError(f"request {self.key}: frames must be at least 1, got {self.frames}")
+        if self.motion is not None and not 0 <= self.motion < math.inf:
+            raise InputError(f"request {self.key}: motion must be 0 or more, got {self.motion}")
+        if self.appearance is not None and not 0 <= self.appearance <= 1:
+            raise InputError(f"request {self.key}: appearance must lie in [0, 1], got {self.appearance}")
         if self.toward_prompt and len(self.terms) > 1:
             raise InputError(f"request {self.key}: a prompt of several terms cannot be mixed with another prompt")
         object.__setattr__(self, "metadata", Facts(self.metadata))
