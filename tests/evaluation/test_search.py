@@ -10,6 +10,12 @@ from medisyn.evaluation import search
 from medisyn.evaluation.search import hash_values, nearest_hashes, nearest_neighbours
 
 
+@pytest.fixture(params=[False, True], ids=["float32", "sifted in bfloat16"], autouse=True)
+def arithmetic(request, monkeypatch):
+    """Every test below, on a processor without and with bfloat16 products."""
+    monkeypatch.setattr(search, "multiplies_bfloat16", lambda: request.param)
+
+
 def features(n, seed=0, dim=12):
     return np.random.default_rng(seed).standard_normal((n, dim)).astype(np.float32)
 
@@ -87,6 +93,22 @@ def test_any_block_size_gives_the_same_neighbours(count, k, rows, seed):
         blocks = nearest_neighbours(queries, training, k)
     np.testing.assert_array_equal(blocks.index_QK, whole.index_QK)
     np.testing.assert_allclose(blocks.similarity_QK, whole.similarity_QK, atol=1e-6)  # float32 products
+
+
+@pytest.mark.parametrize("spread", [1e-4, 1e-2, 1], ids=["near copies of each other", "alike", "unlike"])
+@pytest.mark.parametrize("share", [0, 0.02, 1], ids=["never sifted", "as shipped", "always sifted"])
+def test_sifting_loses_nothing(monkeypatch, spread, share):
+    """Where all products agree to the digits that bfloat16 keeps, only float32 can tell the nearest."""
+    monkeypatch.setattr(search, "SIFTED_SHARE", share)
+    monkeypatch.setattr(search, "BLOCK_ROWS", 50)
+    middle = features(1, seed=5, dim=64)
+    queries = middle + spread * features(30, seed=6, dim=64)
+    training = middle + spread * features(1000, seed=7, dim=64)
+    found = nearest_neighbours(queries, training, k=3)
+    index, similarity = by_full_matrix(queries, training, 3)
+    np.testing.assert_allclose(found.similarity_QK, similarity, atol=1e-6)  # float32 products
+    if spread >= 1e-2:  # nearer to each other than float32 can tell, the order may differ
+        np.testing.assert_array_equal(found.index_QK, index)
 
 
 def test_the_same_answers_as_faiss():
