@@ -12,35 +12,19 @@ import argparse
 import csv
 import json
 import time
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from medisyn.corpus.loader import Corpus
-from medisyn.evaluation.classify import Judge, accuracy_by_class, load_judge
 from medisyn.evaluation.features.encoder import SHIPPED
-from medisyn.recipes.corpus_images import corpus_images, generated_images
 from medisyn.recipes.evaluate_images import EvaluateSettings, evaluate_images
 from medisyn.recipes.generate_images import generate_images
 from medisyn.recipes.models import open_model
 from medisyn.runs import environment, write_json
 from medisyn.types import Request
-
-# Labels that name a finding, a magnification or a structure, not the kind of picture.
-NOT_SHOWN = (
-    "20x",
-    "40x",
-    "COVID-19",
-    "lung tumour",
-    "brain tumour",
-    "breast tumour",
-    "nerve",
-    "nerve and blood vessel",
-)
 
 
 def write_prompts(corpus: Corpus, path: Path, count: int, seed: int) -> int:
@@ -78,37 +62,6 @@ def seconds_per_image(model: str, steps: int, repeats: int = 5) -> dict[str, flo
         opened.family.decode(opened.family.sample([request]))
         seconds.append(time.perf_counter() - start)
     return {"steps": steps, "median_s": float(np.median(seconds[1:])), "worst_s": max(seconds[1:])}
-
-
-def kind(name: str) -> str:
-    """A class without red-cell shapes, findings and magnification.
-
-    The merge was chosen after seeing that the judge cannot tell these on held-out real images either; report the
-    accuracy over all classes beside it.
-    """
-    image_type, _, labels = name.partition("/")
-    if labels.endswith("red blood cell"):
-        return f"{image_type}/red blood cell"
-    dropped = {
-        "20x",
-        "40x",
-        "COVID-19",
-        "lung tumour",
-        "brain tumour",
-        "breast tumour",
-        "nerve",
-        "nerve and blood vessel",
-    }
-    return "/".join([image_type, "+".join(label for label in labels.split("+") if label not in dropped)]).rstrip("/")
-
-
-def kind_accuracy(folder: Path | None, corpus: Corpus, judge: Judge) -> list[dict[str, Any]]:
-    """Accuracy per kind of the generated images of `folder`, or of the held-out real ones; merged after judging."""
-    real = corpus_images(corpus, "test")
-    images = real if folder is None else generated_images(folder, [*corpus_images(corpus, "train"), *real])
-    images = [image for image in images if kind(image.name) in {kind(name) for name in judge.classes}]
-    named = judge.name([image.read() for image in images])
-    return [asdict(row) for row in accuracy_by_class([kind(image.name) for image in images], [*map(kind, named)])]
 
 
 def main() -> None:
@@ -150,18 +103,12 @@ def main() -> None:
         "model_digest": open_model(options.model).digest,
         "generation": {name: value for name, value in made.as_dict().items() if name != "out"},
         "speed": seconds_per_image(options.model, 30),
-        "kind_accuracy": {
-            "generated": kind_accuracy(options.out / "images", corpus, load_judge(options.judge)),
-            "held-out real": kind_accuracy(None, corpus, load_judge(options.judge)),
-        },
         "evaluation": found.as_dict(),
     }
     if options.judge == SHIPPED / "judge":
         figures["evaluation"]["asked"]["judge"] = "the shipped judge"  # not where it lies on this machine
     write_json(options.out / "figures.json", figures)
     print(found.summary())
-    for name, rows in figures["kind_accuracy"].items():
-        print(f"kind named right, {name}: {rows[-1]['correct']} of {rows[-1]['n']}, {rows[-1]['interval']}")
     print(json.dumps(figures["speed"]))
 
 

@@ -226,6 +226,33 @@ def test_retrieval_among_class_prompts(corpus, encoder, synthetic, tmp_path, mon
     assert (tmp_path / "o" / "alignment.csv").read_text().splitlines()[-1] == "all,10 of 10,100.0%,12 of 12,100.0%"
 
 
+def test_classes_that_the_judge_confuses_are_grouped(encoder, synthetic, tmp_path):
+    """A judge that always answers blue: on the validation split it tells nothing apart, so one group is left."""
+    corpus = build_corpus(tmp_path / "corpus", {"train": 10, "validation": 2, "test": 6})
+    network = JudgeNetwork(["histopathology/blue", "histopathology/red"], widths=(2,), size=8)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+    save_judge(network, tmp_path / "judge", {"trained_on": Corpus(corpus).fingerprint})
+    settings = EvaluateSettings(judge=str(tmp_path / "judge"), resamples=2, neighbours=0, diversity_pairs=0)
+    found = evaluate_images(synthetic, corpus, settings, weights=encoder, cache=tmp_path / "cache", out=tmp_path / "r")
+    assert found.generated_classes[-2].correct == 5
+    assert found.groups.n == 4
+    assert set(found.groups.of_class.values()) == {"histopathology/blue and 1 alike"}
+    assert [found.groups.generated[-1].correct, found.groups.real[-1].correct] == [10, 12]
+    assert "tell apart named right, generated: 10 of 10" in found.summary()
+    assert "Does it, where the classes can be told apart?" in (tmp_path / "r" / "report.html").read_text()
+    told = evaluate_images(
+        synthetic,
+        corpus,
+        replace(settings, judge=str(write_judge(corpus, tmp_path / "seeing"))),
+        weights=encoder,
+        cache=tmp_path / "cache",
+        out=tmp_path / "r2",
+    )
+    assert told.groups is None
+
+
 def test_without_diversity(corpus, encoder, synthetic, tmp_path):
     settings = EvaluateSettings(judge="none", neighbours=0, resamples=2, diversity_pairs=0, mmd_alpha=0.125)
     found = evaluate_images(synthetic, corpus, settings, weights=encoder, cache=tmp_path / "c", out=tmp_path / "o")

@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from medisyn.errors import InputError, ModelError, TrainingError
@@ -14,6 +16,7 @@ from medisyn.evaluation.classify import (
     accuracy_by_class,
     accuracy_by_type,
     class_name,
+    groups_told_apart,
     load_judge,
     name_classes,
     save_judge,
@@ -186,6 +189,36 @@ def test_accuracy_by_hand():
     assert rows[0].accuracy == 0.25
     assert rows[0].interval.low < 0.25 < rows[0].interval.high
     assert rows[2].interval.high - rows[2].interval.low < rows[1].interval.high - rows[1].interval.low + 0.1
+
+
+def test_groups_by_hand():
+    """c is named right least often (1 of 4) and taken for b; then b and c together in 6 of 6, a in 9 of 10."""
+    asked = ["a"] * 10 + ["b"] * 2 + ["c"] * 4
+    named = ["a"] * 9 + ["b"] + ["b", "c"] + ["c", "b", "b", "b"]
+    assert groups_told_apart(asked, named) == {"a": "a", "b": "b and 1 alike", "c": "b and 1 alike"}
+    assert groups_told_apart(asked, named, share=0.25) == {"a": "a", "b": "b", "c": "c"}
+    assert set(groups_told_apart(asked, named, share=0.95).values()) == {"a and 2 alike"}
+
+
+def test_a_class_that_only_answers_name_joins_its_group():
+    assert groups_told_apart(["a", "a"], ["b", "b"]) == {"a": "a and 1 alike", "b": "a and 1 alike"}
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcde"), st.sampled_from("abcde")), min_size=1), st.floats(0.01, 1))
+def test_every_group_reaches_the_share(pairs, share):
+    groups = groups_told_apart(*zip(*pairs, strict=True), share)
+    for group in set(groups.values()):
+        answers = [groups[named] for asked, named in pairs if groups[asked] == group]
+        assert not answers or answers.count(group) / len(answers) >= share or len(set(groups.values())) == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "named", "share", "message"),
+    [([], [], 0.9, "at least 1 image, got 0 and 0"), (["a"], ["a"], 0, r"share must lie in \(0, 1\], got 0")],
+)
+def test_groups_refuse(asked, named, share, message):
+    with pytest.raises(InputError, match=message):
+        groups_told_apart(asked, named, share)
 
 
 def test_accuracy_of_the_image_type_alone():

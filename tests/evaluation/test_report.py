@@ -24,6 +24,7 @@ from medisyn.evaluation.report import (
     between,
     classes_table,
     copies_table,
+    groups_table,
     measures_table,
     number,
     png_base64,
@@ -76,6 +77,17 @@ def test_values_keep_full_precision_beside_the_text(result):
     assert (ours.low, ours.high) == (result.measures[0].interval.low, result.measures[0].interval.high)
     assert (ours.n, ours.n_real, ours.extractor, ours.preprocessing) == (20, 20, "e:1", "p")
     assert len(table.values) == 2 * len(result.measures)
+
+
+def test_groups_name_what_was_merged():
+    generated = accuracy_by_class(["a", "b and 1 alike"], ["a", "a"])
+    real = accuracy_by_class(["a"], ["a"])
+    of_class = {"a": "a", "b": "b and 1 alike", "c": "b and 1 alike"}
+    table = groups_table(generated, real, "judge:1", of_class, n=70)
+    assert "Merged: b, c." in table.text
+    assert "on 70 real validation images" in table.text
+    assert (table.name, table.columns[0], table.rows[0][:2]) == ("class_groups", "group", ("a", "100.0%"))
+    assert {value.name for value in table.values} == {"class_group_accuracy"}
 
 
 def test_notes_stand_once_below_the_table(result):

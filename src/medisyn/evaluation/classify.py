@@ -7,6 +7,7 @@ seed than the encoder whose features the distances use, so that one network's bl
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -118,6 +119,41 @@ def accuracy_by_type(asked: Sequence[str], named: Sequence[str]) -> ClassAccurac
     """How often at least the image type, the part of the class before "/", is named right; one row over all."""
     types = [[name.split("/")[0] for name in names] for names in (asked, named)]
     return replace(accuracy_by_class(*types)[-1], name="all, image type alone")
+
+
+def groups_told_apart(asked: Sequence[str], named: Sequence[str], share: float = 0.9) -> dict[str, str]:
+    """Class -> the name of its group, for the finest groups that this rule finds the judge to tell apart.
+
+    asked, named: true and answered classes of real images that neither trained the judge nor are reported on, such as
+    the validation split. Whatever is judged later has no part in the choice.
+
+    The class that is named right least often is merged with what it is most often taken for, again and again, until
+    every group is named right for at least `share` of its images. A group of one class keeps the class's name; one of
+    three is called "a and 2 alike" after its first. Classes that are neither asked nor answered are absent.
+    """
+    if len(asked) != len(named) or not asked:
+        raise InputError(f"groups need one answer per image and at least 1 image, got {len(asked)} and {len(named)}")
+    if not 0 < share <= 1:
+        raise InputError(f"share must lie in (0, 1], got {share}")
+    members: dict[str, tuple[str, ...]] = {name: (name,) for name in {*asked, *named}}
+    while True:
+        answers = Counter((members[a], members[b]) for a, b in zip(asked, named, strict=True))
+        right = {
+            group: answers[group, group] / sum(n for (wanted, _), n in answers.items() if wanted == group)
+            for group, _ in answers
+        }
+        worst = min(right, key=lambda group: (right[group], group))
+        if right[worst] >= share:
+            break
+        wrong = {named_as: n for (wanted, named_as), n in answers.items() if wanted == worst and named_as != worst}
+        taken_for = max(wrong, key=lambda group: (wrong[group], group))
+        for name in (merged := tuple(sorted((*worst, *taken_for)))):
+            members[name] = merged
+    return {name: _group_name(members[name]) for name in sorted(members)}
+
+
+def _group_name(members: Sequence[str]) -> str:
+    return members[0] if len(members) == 1 else f"{members[0]} and {len(members) - 1} alike"
 
 
 def _row(name: str, correct: int, answers: list[str]) -> ClassAccuracy:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from medisyn.evaluation.memorisation import ClosestPair, CopyStatistics
     from medisyn.recipes.alignment import Alignment
 
+VALIDATION = "validation"  # the split that decides which classes a judge tells apart
 JUDGE_SEED = 1  # the encoder of `medical_encoder.run` has seed 0
 FLIPS = ("none", "horizontal")
 
@@ -81,12 +82,26 @@ class Copies:
 
 
 @dataclass(frozen=True)
+class Groups:
+    """Accuracy over the groups of classes that the judge tells apart on the validation split's real images.
+
+    `of_class` names the group of each class; `n` counts the validation images that decided.
+    """
+
+    of_class: dict[str, str]
+    n: int
+    generated: tuple[ClassAccuracy, ...]
+    real: tuple[ClassAccuracy, ...]
+
+
+@dataclass(frozen=True)
 class ImageEvaluation:
     """What `evaluate_images` found; `page` is the report it wrote."""
 
     result: EvaluationResult
     generated_classes: tuple[ClassAccuracy, ...]
     real_classes: tuple[ClassAccuracy, ...]
+    groups: Groups | None  # None where the judge tells all classes apart, or no validation images say which
     copies: dict[str, Copies]  # "generated" and "held-out real", or empty
     diversity: DiversityResult | None
     judge: str
@@ -109,6 +124,7 @@ class ImageEvaluation:
                 "generated": [asdict(row) for row in self.generated_classes],
                 "held-out real": [asdict(row) for row in self.real_classes],
             },
+            **({} if self.groups is None else {"groups": asdict(self.groups)}),
             "copies": {
                 name: {"unmatched": found.unmatched, **asdict(found.statistics)}
                 for name, found in self.copies.items()
@@ -131,6 +147,12 @@ class ImageEvaluation:
             lines += [
                 f"{row.name.replace('all', 'class')} named right, {name}: {row.correct} of {row.n} = {row.accuracy:.1%}"
                 for row in rows[-2:]
+            ]
+        if self.groups is not None:
+            lines += [
+                f"group of classes that real validation images tell apart named right, {name}: "
+                f"{row.correct} of {row.n} = {row.accuracy:.1%}"
+                for name, row in (("generated", self.groups.generated[-1]), ("held-out real", self.groups.real[-1]))
             ]
         for name, found in self.copies.items():
             if found.statistics is not None:
@@ -185,11 +207,18 @@ def evaluate_images(
         Settings(seed=settings.seed, resamples=settings.resamples, mmd_alpha=settings.mmd_alpha),
     )
     judge = open_judge(images, corpus.fingerprint, cache, settings)
+    decides = settings.split != VALIDATION and len(corpus.rows(VALIDATION)) > 0
+    validation = corpus_images(corpus, VALIDATION) if decides else []
+    answers = {
+        name: _answers(judge, part)
+        for name, part in (("generated", images.generated), ("real", images.real), (VALIDATION, validation))
+    }
     copies = _copies(images, features, settings) if settings.neighbours else {}
     found = ImageEvaluation(
         result=result,
-        generated_classes=_accuracy(judge, images.generated),
-        real_classes=_accuracy(judge, images.real),
+        generated_classes=_accuracy(answers["generated"]),
+        real_classes=_accuracy(answers["real"]),
+        groups=_groups(answers),
         copies=copies,
         diversity=_diversity(images, settings),
         judge=judge.id if judge is not None else "none",
@@ -257,17 +286,40 @@ def open_judge(images: Images, fingerprint: str, cache: Path, settings: Evaluate
     return load_judge(folder)
 
 
-def _accuracy(judge: Judge | None, images: Sequence[LabelledImage]) -> tuple[ClassAccuracy, ...]:
-    from medisyn.evaluation.classify import accuracy_by_class, accuracy_by_type
-
+def _answers(judge: Judge | None, images: Sequence[LabelledImage]) -> list[tuple[str, str]]:
+    """(asked, named) of every image of a class that the judge knows."""
     asked = [image for image in images if judge is not None and image.name in judge.classes]
-    if judge is None or not asked:
-        return ()
     named: list[str] = []
     for start in range(0, len(asked), 64):
-        named += judge.name([image.read() for image in asked[start : start + 64]])
-    names = [image.name for image in asked]
-    return (*accuracy_by_class(names, named), accuracy_by_type(names, named))
+        named += judge.name([image.read() for image in asked[start : start + 64]])  # type: ignore[union-attr]
+    return [(image.name, answer) for image, answer in zip(asked, named, strict=True)]
+
+
+def _accuracy(answers: Sequence[tuple[str, str]]) -> tuple[ClassAccuracy, ...]:
+    from medisyn.evaluation.classify import accuracy_by_class, accuracy_by_type
+
+    if not answers:
+        return ()
+    asked, named = zip(*answers, strict=True)
+    return (*accuracy_by_class(asked, named), accuracy_by_type(asked, named))
+
+
+def _groups(answers: dict[str, list[tuple[str, str]]]) -> Groups | None:
+    """Classes of which the validation split has no image stay by themselves."""
+    from medisyn.evaluation.classify import accuracy_by_class, groups_told_apart
+
+    if not all(answers.values()):
+        return None
+    asked, named = zip(*answers[VALIDATION], strict=True)
+    of_class = groups_told_apart(asked, named)
+    if all(name == group for name, group in of_class.items()):
+        return None
+
+    def accuracy(part: str) -> tuple[ClassAccuracy, ...]:
+        grouped = [[of_class.get(name, name) for name in names] for names in zip(*answers[part], strict=True)]
+        return tuple(accuracy_by_class(*grouped))
+
+    return Groups(of_class, len(answers[VALIDATION]), accuracy("generated"), accuracy("real"))
 
 
 def _copies(images: Images, features: dict[str, FeatureSet], settings: EvaluateSettings) -> dict[str, Copies]:

@@ -34,6 +34,9 @@ def write_page(out: Path, found: ImageEvaluation, images: Images) -> None:
         tables.append(diversity_table(found.diversity, "images"))
     if found.generated_classes:
         tables.append(report.classes_table(found.generated_classes, found.real_classes, found.judge))
+    if found.groups is not None:
+        groups = found.groups
+        tables.append(report.groups_table(groups.generated, groups.real, found.judge, groups.of_class, groups.n))
     if found.alignment is not None:
         tables.append(alignment_table(found.alignment))
     with_numbers = {name: part for name, part in found.copies.items() if part.statistics is not None}

@@ -151,9 +151,10 @@ def find_cts(corpus: Path) -> tuple[CtFiles, ...]:
     """The CT volumes of a folder or zip, in the order of their names. Raises CorpusError when there is none."""
     names = list(_entries(corpus))
     volumes = [name for name in names if VOLUME_SUFFIX.search(name)]
-    found = [
-        files for folder in dict.fromkeys(_parent(name) for name in volumes) for files in _of_folder(folder, names)
-    ]
+    folders: dict[str, dict[str, str]] = {}  # folder -> name of a file in it -> the same with its folder
+    for name in names:
+        folders.setdefault(_parent(name), {})[PurePosixPath(name).name] = name
+    found = [files for folder in dict.fromkeys(map(_parent, volumes)) for files in _of_folder(folders[folder])]
     if not found and any(not name.lower().endswith(".txt") and name not in volumes for name in names):
         found = [_dicom(names)]
     if not found:
@@ -180,9 +181,8 @@ def _entries(corpus: Path) -> dict[str, Entry]:
     }
 
 
-def _of_folder(folder: str, names: list[str]) -> list[CtFiles]:
-    """The CTs whose NIfTI files lie in one folder of the corpus."""
-    here = {PurePosixPath(name).name: name for name in names if _parent(name) == folder}
+def _of_folder(here: dict[str, str]) -> list[CtFiles]:
+    """The CTs of one folder of the corpus; `here` maps the names of its files to their names inside the corpus."""
     stems = {VOLUME_SUFFIX.sub("", name): full for name, full in here.items() if VOLUME_SUFFIX.search(name)}
     if "ct" in stems:
         masks = {name: stems[name] for name in MASKS if name in stems}
