@@ -165,7 +165,7 @@ def test_the_float32_trap():
     np.testing.assert_allclose(frechet_distance(a, b), exact, rtol=1e-12)
 
 
-@pytest.mark.parametrize(("n", "published"), [(100, 659), (200, 507), (500, 264), (1000, 132)])
+@pytest.mark.parametrize(("n", "published"), [(100, 659), (200, 507), (500, 264), (1000, 132), (2000, 66)])
 def test_the_bias_at_small_n_is_the_published_one(n, published):
     # two sets of N(0, I_512), true distance 0; the published figures are of one draw, so 2 %
     found = frechet_distance(gaussian(n, 512), gaussian(n, 512, seed=1))

@@ -118,6 +118,14 @@ def polynomial_mmd2(a_ND: np.ndarray, b_ND: np.ndarray) -> float:
     return float(_weighted_mmd2(a, b, np.ones((len(a), 1)), np.ones((len(b), 1)), polynomial_kernel)[0])
 
 
+def polynomial_mmd2_weighted(
+    a_ND: np.ndarray, b_ND: np.ndarray, times_a_NB: np.ndarray, times_b_NB: np.ndarray
+) -> np.ndarray:
+    """`polynomial_mmd2` of B resamples at once, (B,): how often each image counts; none pairs with its own copy."""
+    a, b = check_pair(a_ND, b_ND)
+    return _weighted_mmd2(a, b, times_a_NB, times_b_NB, polynomial_kernel)
+
+
 def kid(
     a_ND: np.ndarray, b_ND: np.ndarray, *, subset_size: int = 1000, subsets: int = 100, seed: int = 0
 ) -> KernelDistance:
