@@ -15,7 +15,8 @@ from medisyn.phantoms.findings import KINDS, LOBES, Finding
 from medisyn.phantoms.lesions import Lesions
 
 Choose = Callable[..., str]
-SAID = 0.75  # share of reports that mention a finding that is absent, and of other normal statements
+SAID = 0.75  # chance that a full report mentions a finding that is absent, or another normal statement
+TERSE, SAID_TERSE = 0.4, 0.1  # share of reports that say little but what is wrong, and that chance in them
 TIDY = {
     "base of the both lungs": "bases of both lungs",
     "the both lungs": "both lungs",
@@ -74,12 +75,13 @@ def write_report(
         return str(texts[int(rng.integers(len(texts)))])
 
     present = {finding.kind: finding for finding in findings}
+    said = SAID_TERSE if rng.random() < TERSE else SAID
     sentences = [_technique(truth, choose)] if rng.random() < 0.4 else []
     order = [KINDS[i] for i in rng.permutation(len(KINDS))]
     positive = [_describe(present[kind], truth, ill, choose) for kind in order if kind in present]
     absent = [kind for kind in order if kind not in present and not (kind == "atelectasis" and "effusion" in present)]
-    negative = [choose(*ABSENT[kind]) for kind in absent if rng.random() < SAID]
-    normal = [choose(*texts) for texts in NORMAL if rng.random() < SAID]
+    negative = [choose(*ABSENT[kind]) for kind in absent if rng.random() < said]
+    normal = [choose(*texts) for texts in NORMAL if rng.random() < said]
     if rng.random() < 0.5:
         sentences += positive + negative + normal
     else:

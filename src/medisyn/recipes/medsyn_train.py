@@ -86,7 +86,10 @@ class MedSynBaseRun:
     def rows_depend_on(self) -> dict[str, Any]:
         record = self.record()
         told = {name: record[name] for name in ("report_encoder", "grid", "data")}
-        return {"model": "base", **told, "tokens": self.network.text_tokens, "long": self.model.long_reports}
+        return {"model": "base", **told, "tokens": self.network.text_tokens, **self._lengths()}
+
+    def _lengths(self) -> dict[str, str]:
+        return {"long": self.model.long_reports, "short": self.model.short_reports}
 
     def _encoder_folder(self) -> Path:
         if not self.report_encoder:

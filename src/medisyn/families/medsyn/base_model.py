@@ -66,7 +66,11 @@ class MedSynBase:
         if any(side % factor for side in self.grid.shape[1:]):
             raise ModelError(f"height and width of the grid must divide by {factor}, got {self.grid.shape}")
         self.reader = ReportReader(
-            report_encoder, tokenizer, num_tokens=unet.config["text_tokens"], long_reports=self.config.long_reports
+            report_encoder,
+            tokenizer,
+            num_tokens=unet.config["text_tokens"],
+            long_reports=self.config.long_reports,
+            short_reports=self.config.short_reports,
         )
         unet.eval()
 

@@ -13,6 +13,7 @@ from medisyn.errors import ConfigError
 CHANNELS = ("ct", "lobe", "airway", "vessel")  # their order is part of the published weights
 UP_ORDERS = ("late", "mid")
 LONG_REPORTS = ("pool", "cut")
+SHORT_REPORTS = ("pad", "stretch")
 NUM_LOBES = 5
 HU_WINDOW = (-1024.0, 600.0)  # MedSyn section V-A
 
@@ -28,6 +29,7 @@ class UNetConfig:
     norm_groups: int = 8
     text_width: int = 0
     text_tokens: int = 0
+    pooled_text: bool = False  # the mean of the text joins the time; not in MedSyn, lets a small network read soon
     middle_blocks: int = 1
     up_order: str = "late"  # the order that the published inference scripts run; "mid" is the training scripts'
 
@@ -36,6 +38,8 @@ class UNetConfig:
             raise ConfigError(f"up_order must be one of {', '.join(UP_ORDERS)}, got {self.up_order!r}")
         if self.width % self.norm_groups:
             raise ConfigError(f"width must divide by norm_groups {self.norm_groups}, got {self.width}")
+        if self.pooled_text and not self.text_width:
+            raise ConfigError("pooled_text needs a text: a text_width and text_tokens above 0")
         if (self.text_width == 0) != (self.text_tokens == 0):
             raise ConfigError(
                 f"text_width and text_tokens are both 0 or both above 0, got {self.text_width} and {self.text_tokens}"
@@ -50,7 +54,7 @@ class UNetConfig:
 BASE_PAPER = UNetConfig(width=160, heads=8, text_width=768, text_tokens=192, middle_blocks=4)
 SUPERRES_PAPER = UNetConfig(width=56, heads=4)
 BASE_STARTER = UNetConfig(
-    width=32, multipliers=(1, 2, 4), heads=4, text_width=128, text_tokens=96, middle_blocks=2
+    width=32, multipliers=(1, 2, 4), heads=4, text_width=128, text_tokens=96, pooled_text=True, middle_blocks=2
 )  # 16³ on one CPU core
 SUPERRES_STARTER = UNetConfig(width=16, multipliers=(1, 2, 4), heads=2)
 BASE_TINY = UNetConfig(
@@ -97,12 +101,15 @@ class MedSynConfig:
 
     report_dropout: float = 0.1  # share of reports replaced by the learned null text, drawn per sample and step
     long_reports: str = "pool"  # more tokens than text_tokens: "pool" averages neighbours, "cut" drops the end
+    short_reports: str = "pad"  # fewer tokens: "pad" reads padding, as published; "stretch" repeats each token
 
     def __post_init__(self) -> None:
         if not 0 <= self.report_dropout <= 1:
             raise ConfigError(f"report_dropout must lie in [0, 1], got {self.report_dropout}")
         if self.long_reports not in LONG_REPORTS:
             raise ConfigError(f"long_reports must be one of {', '.join(LONG_REPORTS)}, got {self.long_reports!r}")
+        if self.short_reports not in SHORT_REPORTS:
+            raise ConfigError(f"short_reports must be one of {', '.join(SHORT_REPORTS)}, got {self.short_reports!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

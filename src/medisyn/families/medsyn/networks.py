@@ -65,7 +65,8 @@ class MedSynUNet(ModelMixin, ConfigMixin):
     """Predicts the clean volume from a noisy one (x0-prediction).
 
     With `text_width` it is the base model: it reads a report by cross-attention at the bottom, or its learned null
-    text. Without, it is the super-resolution model: it reads a second volume of the same shape.
+    text; with `pooled_text`, which MedSyn's has not, also as one vector beside the time. Without, it is the
+    super-resolution model: it reads a second volume of the same shape.
     """
 
     @register_to_config
@@ -78,6 +79,7 @@ class MedSynUNet(ModelMixin, ConfigMixin):
         norm_groups: int = 8,
         text_width: int = 768,
         text_tokens: int = 192,
+        pooled_text: bool = False,
         middle_blocks: int = 4,
         up_order: str = "late",
     ) -> None:
@@ -97,6 +99,13 @@ class MedSynUNet(ModelMixin, ConfigMixin):
         )
         if self.reads_text:
             self.null_text = nn.Parameter(torch.randn(1, text_tokens, text_width))
+        if pooled_text:
+            self.text_mlp = nn.Sequential(
+                nn.LayerNorm(text_width),
+                nn.Linear(text_width, time_width),
+                nn.GELU(),
+                nn.Linear(time_width, time_width),
+            )
         self.downs = nn.ModuleList(
             DownLevel(
                 block(a, b), block(b, b), block(b, b, IN_SPACE), nn.Identity() if number == last else halve_slice(b)
@@ -144,6 +153,8 @@ class MedSynUNet(ModelMixin, ConfigMixin):
         x = self.stem(x)
         start = x
         time_BV = self.time_mlp[1:](self.time_mlp[0](times_B.float() * TIME_SCALE).to(x.dtype))
+        if self.config["pooled_text"] and text_BTE is not None:
+            time_BV = time_BV + self.text_mlp(text_BTE.mean(dim=1))
 
         skips = []
         for level in self.downs:

@@ -4,7 +4,8 @@ Shapes here: T tokens that the base model reads, N tokens of one report with [CL
 
 A report is never cut unless that was asked for. One that has more tokens than the encoder's window is read in windows
 that overlap by a quarter, and a token's vectors are averaged; one that gives more than T vectors is brought to T by
-averaging neighbours. "cut" instead keeps the first T vectors, as the published text features do.
+averaging neighbours. "cut" instead keeps the first T vectors, as the published text features do. A report of fewer
+vectors is read with padding, as published, or stretched: each vector is repeated until T are reached.
 """
 
 from __future__ import annotations
@@ -16,16 +17,19 @@ import torch
 from torch.nn import functional as F
 
 from medisyn.errors import InputError, ModelError
-from medisyn.families.medsyn.config import LONG_REPORTS
+from medisyn.families.medsyn.config import LONG_REPORTS, SHORT_REPORTS
 from medisyn.families.medsyn.sections import parse_report
 
 
 class ReportReader:
     """A frozen text encoder and its tokenizer: reports to (B, T, E)."""
 
-    def __init__(self, encoder: Any, tokenizer: Any, *, num_tokens: int, long_reports: str = "pool") -> None:
+    def __init__(
+        self, encoder: Any, tokenizer: Any, *, num_tokens: int, long_reports: str = "pool", short_reports: str = "pad"
+    ) -> None:
         """`encoder` is a ReportEncoder, `tokenizer` a BertTokenizer with the same vocabulary."""
         assert long_reports in LONG_REPORTS
+        assert short_reports in SHORT_REPORTS
         self.window = int(encoder.config.max_position_embeddings)
         if num_tokens > self.window:
             raise ModelError(
@@ -39,7 +43,7 @@ class ReportReader:
             )
         self.encoder = encoder.eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self.num_tokens, self.long_reports = num_tokens, long_reports
+        self.num_tokens, self.long_reports, self.short_reports = num_tokens, long_reports, short_reports
 
     @torch.no_grad()
     def read(self, reports: Sequence[str]) -> torch.Tensor:
@@ -53,7 +57,7 @@ class ReportReader:
         if self.long_reports == "cut":
             ids = ids[: self.window - 2]
         vectors_NE = self._vectors(ids)
-        if self.long_reports == "cut" or len(vectors_NE) <= self.num_tokens:
+        if len(vectors_NE) == self.num_tokens or (self.long_reports == "cut" and len(vectors_NE) > self.num_tokens):
             return vectors_NE[: self.num_tokens]
         return F.adaptive_avg_pool1d(vectors_NE.T[None], self.num_tokens)[0].T
 
@@ -66,7 +70,7 @@ class ReportReader:
         """One vector per token, [CLS] first and [SEP] last, padded to T where the report is shorter."""
         room = self.window - 2
         if len(ids) <= room:
-            return self._window(ids, pad_to=self.num_tokens)
+            return self._window(ids, pad_to=self.num_tokens if self.short_reports == "pad" else 0)
         starts = [*range(0, len(ids) - room, room - room // 4), len(ids) - room]
         sums = torch.zeros(len(ids), self.encoder.config.hidden_size)
         counts, ends = torch.zeros(len(ids), 1), []
