@@ -190,6 +190,8 @@ def test_what_does_not_fit_is_refused():
 def test_settings_that_make_no_sense_are_refused():
     with pytest.raises(ConfigError, match=r"report_dropout must lie in \[0, 1\], got 2"):
         MedSynConfig(report_dropout=2)
+    with pytest.raises(ConfigError, match="short_reports must be one of pad, stretch, got 'drop'"):
+        MedSynConfig(short_reports="drop")
     with pytest.raises(ConfigError, match="long_reports must be one of pool, cut, got 'drop'"):
         MedSynConfig(long_reports="drop")
     with pytest.raises(ConfigError, match="steps must be at least 1, got 0 and 20"):

@@ -63,6 +63,19 @@ def test_text_time_and_slices_reach_the_output():
     assert not torch.allclose(network(**other_time), first)
 
 
+def test_pooled_text_reaches_every_level_and_only_where_asked():
+    """With the cross-attention's output at zero, the text acts through the time alone; without the option, not at all."""
+    inputs = base_input()
+    told = {**inputs, "text_BTE": inputs["text_BTE"] + torch.randn(1, 1, inputs["text_BTE"].shape[-1])}
+    for pooled in (True, False):
+        network = build_unet(replace(BASE_TINY, pooled_text=pooled))
+        for block in network.middle:
+            torch.nn.init.zeros_(block.text_attention.to_out.weight)
+        assert torch.equal(network(**inputs), network(**told)) is not pooled
+    with pytest.raises(ConfigError, match="pooled_text needs a text"):
+        replace(SUPERRES_TINY, pooled_text=True)
+
+
 def test_a_row_does_not_depend_on_its_batch():
     network, inputs = build_unet(BASE_TINY), base_input()
     both, alone = network(**inputs), network(**{name: tensor[:1] for name, tensor in inputs.items()})

@@ -14,8 +14,8 @@ from medisyn.families.medsyn.report_encoder import (
 from medisyn.families.medsyn.reports import ReportReader
 
 
-def reader(*, num_tokens: int = 12, long_reports: str = "pool", window: int = 48) -> ReportReader:
-    return ReportReader(build.encoder(window), build.tokenizer(), num_tokens=num_tokens, long_reports=long_reports)
+def reader(*, num_tokens: int = 12, window: int = 48, **lengths: str) -> ReportReader:
+    return ReportReader(build.encoder(window), build.tokenizer(), num_tokens=num_tokens, **lengths)
 
 
 def test_a_short_report_gives_the_encoders_vectors_with_padding():
@@ -26,6 +26,16 @@ def test_a_short_report_gives_the_encoders_vectors_with_padding():
     mask = torch.tensor([[1] * len(row) + [0] * (12 - len(row))])
     expected = reading.encoder.bert(input_ids=padded, attention_mask=mask).last_hidden_state[0]
     torch.testing.assert_close(reading.read(["No effusion."])[0], expected)
+
+
+def test_a_short_report_is_stretched_without_padding():
+    """4 vectors to 12: each three times, in order; so the mean is that of the report's own vectors."""
+    reading = reader(short_reports="stretch")
+    ids = reading.token_ids("No effusion")
+    row = torch.tensor([[reading.tokenizer.cls_token_id, *ids, reading.tokenizer.sep_token_id]])
+    own_NE = reading.encoder.bert(input_ids=row).last_hidden_state[0]
+    assert len(own_NE) == 4
+    torch.testing.assert_close(reading.read(["No effusion"])[0], own_NE.repeat_interleave(3, dim=0))
 
 
 def test_padding_to_the_whole_window_gives_the_same_first_vectors():
