@@ -232,6 +232,6 @@ STARTER_CT = StarterCtRun(
         num_steps=2400,  # 0.11 s a volume on one CPU core in bfloat16: 70 minutes
         batch_size=16,
     ),
-    superres_train=dataclasses.replace(_TRAIN, num_steps=1600, batch_size=4, micro_batch_size=4, preview_every=0),
+    superres_train=dataclasses.replace(_TRAIN, num_steps=1200, batch_size=4, micro_batch_size=4, preview_every=0),
     preview_prompts=PREVIEW_PROMPTS,
 )
