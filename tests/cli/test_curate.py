@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 
 import build_source
+import build_video
 from medisyn import runs
 from medisyn.cli import main
 from medisyn.corpus.loader import Corpus
@@ -237,3 +238,35 @@ def test_a_folder_with_other_files_is_refused(files, tmp_path, capsys):
     assert "mine/ holds files that are not of a corpus" in line
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
     shutil.rmtree(tmp_path / "mine")
+
+
+def test_clips_with_their_counts_and_quarantine(tmp_path, capsys):
+    folder = tmp_path / "files"
+    folder.mkdir()
+    rows = []
+    for number in range(3):
+        build_video.write(folder / f"{NAME}-{number}.mp4", build_video.moving(5 + number, seed=number))
+        rows.append({"file": f"{NAME}-{number}.mp4", "patient": f"p{number}", "finding": "effusion"})
+    cut = folder / f"{NAME}-2.mp4"
+    cut.write_bytes(cut.read_bytes()[:400])
+    build_source.write_table(folder / "table.csv", [*rows, {"file": "", "patient": "p3", "finding": "text alone"}])
+    clips = [{"kind": "clip", "captions": ["Ultrasound clip showing {finding}"]}]
+    description = described(folder, samples=clips, image_type="ultrasound")
+    out = str(tmp_path / "corpus")
+    assert main(["curate", description, "--out", out, "--size", "32", "--engine", "inline"]) == 0
+    assert "files read 4, samples kept 2" in capsys.readouterr().out
+    found = [entry["reason"] for entry in runs.read_jsonl(tmp_path / "corpus" / "quarantine.jsonl")]
+    assert len(found) == 2
+    assert not any("Jane" in reason for reason in found)
+    assert main(["corpus", "verify", out]) == 0
+    assert "2 samples in" in capsys.readouterr().out
+    assert main(["corpus", "show", out]) == 0
+    assert "clips of 5 to 6 frames, 11 in all" in capsys.readouterr().out
+    corpus = Corpus(out)
+    assert corpus.read(corpus.rows()[0]).item.array_CTHW.shape[2:] == (32, 56)
+
+
+def test_pictures_and_clips_in_one_corpus_are_refused_in_one_line(tmp_path, capsys, files):
+    clips = [{"kind": "clip", "captions": ["x"]}, {"kind": "whole", "captions": ["x"]}]
+    line = refused(capsys, "curate", described(files, samples=clips), "--out", tmp_path / "corpus")
+    assert "Curate them into two corpora" in line

@@ -40,6 +40,12 @@ def write_zip(path: Path, files: dict[str, bytes], method: int = zipfile.ZIP_DEF
         (b"MM\0+" + bytes(8), "tiff"),
         (b"BM" + bytes(12) + b"\x28" + bytes(9), "bmp"),
         (b"PK\x03\x04", "zip"),
+        (b"\0\0\0\x20ftypisom", "mp4"),
+        (b"\0\0\x01\0moov", "mp4"),  # an old QuickTime file
+        (b"\x1a\x45\xdf\xa3\x01", "mkv"),
+        (b"RIFF\0\0\0\0AVI LIST", "avi"),
+        (b"GIF87a", "gif"),
+        (b"GIF89a", "gif"),
         (b"NRRD0004\n", "nrrd"),
         (bytes(128) + b"DICM", "dicom"),
         (b"II*\0" + bytes(124) + b"DICM", "dicom"),  # a TIFF header in the free bytes
@@ -60,7 +66,7 @@ def test_the_content_decides_the_format(head, name):
     [
         (b"", "empty"),
         (b"patient;age\n1;50\n", "holds text"),
-        (b"GIF89a\0\0", "unknown kind .it begins with the bytes 47 49 46 38"),
+        (b"FLV\x01\x05\0\0", "unknown kind .it begins with the bytes 46 4c 56 01"),
         (b"\x09\x00\x05\x00\xff\xff\xff\xff\0", "unknown kind"),
         (gzip.compress(b"a table"), "gzip file that holds neither"),
         (b"\x1f\x8b\x08\x00broken", "gzip file that holds neither"),

@@ -185,7 +185,16 @@ def test_ultrasound_frames_are_a_clip():
     assert len(read_series_slices(shipped("examples_ybr_color.dcm"))) == 30
 
 
-@pytest.mark.parametrize(("tag", "value", "rate"), [("CineRate", 24, 24.0), ("FrameTime", 40, 25.0), ("KVP", 1, None)])
+@pytest.mark.parametrize(
+    ("tag", "value", "rate"),
+    [
+        ("CineRate", 24, 24.0),
+        ("FrameTime", 40, 25.0),
+        ("FrameTime", -40, None),
+        ("CineRate", -1, None),
+        ("KVP", 1, None),
+    ],
+)
 def test_frame_rate_tags(tmp_path, tag, value, rate):
     frames = np.zeros((2, 2, 2), np.uint8)
     frames[1] = 9

@@ -112,7 +112,9 @@ def test_an_index_of_another_format_is_refused(tmp_path):
     import pyarrow.parquet as pq
 
     pq.write_table(pa.table({"key": ["a"]}), tmp_path / shards.INDEX)
-    with pytest.raises(CorpusError, match="corpus format none, this version reads 1; missing columns: shard, offset"):
+    with pytest.raises(
+        CorpusError, match="corpus format none, this version reads 1 and 2; missing columns: shard, offset"
+    ):
         shards.read_index(tmp_path)
 
 

@@ -16,6 +16,7 @@ from medisyn import runs
 from medisyn.corpus.shards import Row
 from medisyn.corpus.source import Source
 from medisyn.corpus.splits import SPLITS, Shares
+from medisyn.corpus.takes import Clips
 
 CARD = "README.md"
 CROISSANT = "croissant.json"
@@ -74,11 +75,12 @@ def card_text(
     report: dict[str, Any],
 ) -> str:
     """The whole README.md."""
+    what = _what(rows)
     parts = [
         _header(rows, sources),
-        "# Image-text corpus\n\n"
-        "Text-captioned medical images for training and testing generators; not for diagnosis.\n"
-        f"{report['kept']:,} samples from {report['read']:,} files; {report['quarantined']:,} files or pictures were "
+        f"# {what.capitalize()}-text corpus\n\n"
+        f"Text-captioned medical {what}s for training and testing generators; not for diagnosis.\n"
+        f"{report['kept']:,} samples from {report['read']:,} files; {report['quarantined']:,} files or {what}s were "
         f"set aside (`quarantine.jsonl` says why), {report['left_out']:,} left out above the limit of their class.\n"
         f"Fingerprint `{report['fingerprint']}`.",
         "## Counts\n\n"
@@ -86,9 +88,10 @@ def card_text(
             "\n".join(count_table(rows, column, title))
             for column, title in (("specialty", "specialty"), ("image_type", "image type"), ("source", "source"))
         ),
+        *_clips_section(rows),
         _splits_section(rows, sources, shares, test_per_specialty),
         "## Sources\n\n" + "\n\n".join(_source_section(source, rows) for source in sources),
-        _use_section(),
+        _use_section(rows),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -99,9 +102,9 @@ def _header(rows: Sequence[Row], sources: Sequence[Source]) -> str:
     present = [split for split in SPLITS if any(row.split == split for row in rows)]
     files = [{"split": split, "path": f"data/{split}-*.tar"} for split in present]
     header = {
-        "pretty_name": "Medical image-text corpus",
+        "pretty_name": f"Medical {_what(rows)}-text corpus",
         "license": licences[0] if len(licences) == 1 else licences,
-        "task_categories": ["text-to-image"],
+        "task_categories": ["text-to-image" if _what(rows) == "image" else "text-to-video"],
         "tags": ["medical", "webdataset"],
         "configs": [{"config_name": "default", "data_files": files}],
     }
@@ -142,7 +145,7 @@ def _source_section(source: Source, rows: Sequence[Row]) -> str:
         f"### {source.title}\n",
         f"- name `{source.name}`, {sum(row.source == source.name for row in rows):,} samples",
         f"- licence: {source.licence}; attribution: {source.attribution}; {source.url}",
-        f"- preprocessing: {_preprocessing(source)}, {source.size} x {source.size} pixels, PNG",
+        f"- preprocessing: {_preprocessing(source)}, {_form(source)}",
         "- captions: " + "; ".join(f"`{caption}`" for caption in captions),
     ]
     if source.known_defects:
@@ -159,8 +162,38 @@ def _preprocessing(source: Source) -> str:
     return "; ".join(dict.fromkeys(steps))
 
 
-def _use_section() -> str:
-    return (
+def _form(source: Source) -> str:
+    aspects = {take.aspect for take in source.samples if isinstance(take, Clips)}
+    if not aspects:
+        return f"{source.size} x {source.size} pixels, PNG"
+    return f"frames of {source.size} x {round(source.size * min(aspects))} pixels (height x width), FFV1 in Matroska"
+
+
+def _what(rows: Sequence[Row]) -> str:
+    return "clip" if any(row.is_clip for row in rows) else "image"
+
+
+def _clips_section(rows: Sequence[Row]) -> list[str]:
+    """How long the clips are and how much of them is padding; nothing for pictures."""
+    lengths = sorted(row.frames for row in rows if row.frames is not None)
+    if not lengths:
+        return []
+    rates = sorted({round(row.fps, 2) for row in rows if row.fps is not None})
+    unknown = sum(row.fps is None for row in rows)
+    shown = f"{rates[0]:g} to {rates[-1]:g}" if len(rates) > 1 else "".join(f"{rate:g}" for rate in rates)
+    missing = f", not known of {unknown:,}" if unknown and rates else ""
+    return [
+        "## Clips\n\n"
+        f"{sum(lengths):,} frames in {len(lengths):,} clips of {lengths[0]:,} to {lengths[-1]:,} frames (median "
+        f"{lengths[len(lengths) // 2]:,}); frames per second: {shown or 'unknown'}{missing}.\n"
+        "A clip is stored whole; training draws a window of consecutive frames each time. `valid` holds the top,\n"
+        "left, bottom and right of the real pixels; what lies outside is black padding and belongs in no loss or\n"
+        "measure."
+    ]
+
+
+def _use_section(rows: Sequence[Row]) -> str:
+    text = (
         "## Use\n\n"
         "Each shard in `data/` holds `key.png`, `key.txt` (caption) and `key.json` (labels joined by `|`, spacing as\n"
         "row and column millimetres, the size before resizing and where the crop begins in the resized picture, both\n"
@@ -170,6 +203,10 @@ def _use_section() -> str:
         "```python\nfrom datasets import load_dataset\n"
         'load_dataset("webdataset", data_files={"train": "data/train-*.tar"})\n```'
     )
+    if _what(rows) == "clip":  # `datasets` would decode each clip as it is read, with a package of its own
+        text = text.replace("key.png", "key.mkv").replace("import load", "import Video, load")
+        text = text.replace('.tar"})', '.tar"}).cast_column("mkv", Video(decode=False))')
+    return text
 
 
 def croissant(name: str, rows: Sequence[Row], sources: Sequence[Source]) -> dict[str, Any]:
@@ -195,7 +232,7 @@ def croissant(name: str, rows: Sequence[Row], sources: Sequence[Source]) -> dict
         "@type": "sc:Dataset",
         "conformsTo": "http://mlcommons.org/croissant/1.0",
         "name": name,
-        "description": f"{len(rows)} captioned medical images in WebDataset shards.",
+        "description": f"{len(rows)} captioned medical {_what(rows)}s in WebDataset shards.",
         "license": sorted({source.licence for source in sources}),
         "creditText": "; ".join(sorted({source.attribution for source in sources})),
         "url": sorted({source.url for source in sources}),

@@ -103,22 +103,23 @@ def _shard_problems(path: Path, rows: Sequence[Row]) -> Iterator[str]:
 
 def _sample_problem(shard: tarfile.TarFile, members: dict[str, tarfile.TarInfo], row: Row) -> tuple[str, bool]:
     """The first thing that is wrong with a sample, or "", and whether the bytes of the shard are to blame."""
-    found = [members.get(f"{row.key}.{kind}") for kind in ("png", "txt", "json")]
+    found = [members.get(f"{row.key}.{kind}") for kind in (row.kind, "txt", "json")]
     if None in found:
-        return f"{row.key}: its png, txt or json is not in its shard", True
-    png, text, metadata = (shard.extractfile(info).read() for info in found if info is not None)  # type: ignore[union-attr]
-    info = members[f"{row.key}.png"]
+        return f"{row.key}: its {row.kind}, txt or json is not in its shard", True
+    what = "clip" if row.is_clip else "picture"
+    content, text, metadata = (shard.extractfile(info).read() for info in found if info is not None)  # type: ignore[union-attr]
+    info = members[f"{row.key}.{row.kind}"]
     if (info.offset_data, info.size) != (row.offset, row.size):
-        return f"{row.key}: the index points to byte {row.offset}, its picture begins at {info.offset_data}", False
-    if hashlib.sha256(png).hexdigest() != row.sha256:
-        return f"{row.key}: its picture was changed (sha256 differs)", True
+        return f"{row.key}: the index points to byte {row.offset}, its {what} begins at {info.offset_data}", False
+    if hashlib.sha256(content).hexdigest() != row.sha256:
+        return f"{row.key}: its {what} was changed (sha256 differs)", True
     if text.decode("utf-8", errors="replace") != row.caption:
         return f"{row.key}: its caption differs from the index", True
     try:
-        content = json.loads(metadata)
+        facts = json.loads(metadata)
     except ValueError:
-        content = {}
-    if not isinstance(content, dict) or content.get("key") != row.key or content.get("split") != row.split:
+        facts = {}
+    if not isinstance(facts, dict) or any(facts.get(name) != getattr(row, name) for name in ("key", "split", "frames")):
         return f"{row.key}: its metadata differs from the index", True
     return "", False
 
@@ -133,6 +134,9 @@ def summary(folder: Path | str, captions: int = 10) -> dict[str, Any]:
         for row in rows:
             counts.setdefault(getattr(row, column), dict.fromkeys(SPLITS, 0))[row.split] += 1
         counted[column] = counts
+    lengths = [row.frames for row in rows if row.frames is not None]
+    if lengths:
+        counted["frames"] = {"total": sum(lengths), "fewest": min(lengths), "most": max(lengths)}
     counted["captions"] = dict(Counter(row.caption for row in rows).most_common(captions))
     return counted
 
@@ -140,6 +144,9 @@ def summary(folder: Path | str, captions: int = 10) -> dict[str, Any]:
 def summary_text(counted: dict[str, Any]) -> str:
     """A summary as a table of fixed width."""
     lines = [f"{counted['samples']:,} samples, fingerprint {counted['fingerprint']}"]
+    if "frames" in counted:
+        lengths = counted["frames"]
+        lines.append(f"clips of {lengths['fewest']:,} to {lengths['most']:,} frames, {lengths['total']:,} in all")
     for column, title in (("specialty", "specialty"), ("image_type", "image type"), ("source", "source")):
         lines += ["", f"{title:32}" + "".join(f"{split:>12}" for split in SPLITS) + f"{'total':>12}"]
         for name, counts in sorted(counted[column].items()):

@@ -71,7 +71,7 @@ class CurateReport:
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One shard: where its PNGs lie in the parts, and the rows they become."""
+    """One shard: where its pictures or clips lie in the parts, and the rows they become."""
 
     folder: Path
     shard: str
@@ -96,7 +96,7 @@ def curate(
 
     source    YAML files, names of shipped descriptions, or Source values
     root      folder that holds the sources' folders (or, for one source, its folder)
-    size      pixels of both sides, instead of the descriptions'
+    size      pixels of both sides (of a clip the height), instead of the descriptions'
     key_file  secret for pseudonyms; default: made once, beside `out` as `<out>.key`, never inside it. Sources whose ids
               are public use a fixed key and need none
     shares    train:validation:test by keyed hash of the patient; `test_per_specialty` reserves samples for test
@@ -283,6 +283,9 @@ def _row(record: dict[str, Any], shard: str, split: str) -> Row:
         original_width=record["original_size"][1],
         crop_top=record["crop_top_left"][0],
         crop_left=record["crop_top_left"][1],
+        frames=record.get("frames"),
+        fps=record.get("fps"),
+        valid=tuple(record["valid"]) if "valid" in record else None,
     )
 
 
@@ -303,7 +306,8 @@ def write_shard_task(task: ShardTask) -> list[Row]:
 
 def _entries(task: ShardTask) -> Iterator[Entry]:
     for (part, offset, size), row in zip(task.pictures, task.rows, strict=True):
-        yield Entry(row.key, read_at(task.folder / BUILD / f"{part}.bin", offset, size), row.caption, sidecar(row))
+        content = read_at(task.folder / BUILD / f"{part}.bin", offset, size)
+        yield Entry(row.key, content, row.caption, sidecar(row), row.kind)
 
 
 def _remove_other_shards(out: Path, wanted: set[str]) -> None:

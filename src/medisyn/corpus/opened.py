@@ -13,23 +13,25 @@ import numpy as np
 from medisyn.corpus import headers
 from medisyn.corpus.source import Source, compile_pattern
 from medisyn.corpus.table import TableRow, cell, fill
-from medisyn.corpus.takes import Boxes, Mask, SeriesChoice, Slices, Take
+from medisyn.corpus.takes import Boxes, Clips, Mask, SeriesChoice, Slices, Take
 from medisyn.errors import ReadError, SeriesError
-from medisyn.types import Picture
+from medisyn.types import Clip, Picture
 
 if TYPE_CHECKING:
+    from medisyn.corpus.footage import Footage
     from medisyn.corpus.readers.dicom_series import Series
+    from medisyn.corpus.readers.video import Video
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One picture before preprocessing. `suffix` tells it from the other pieces of its file.
+    """One picture or clip before preprocessing. `suffix` tells it from the other pieces of its file.
 
     `words` fill the captions, `columns` are cells that only this piece has, `region` is its slab or block.
     """
 
     suffix: str
-    picture: Picture
+    picture: Picture | Footage
     words: Mapping[str, str] = field(default_factory=dict)
     columns: Mapping[str, str] = field(default_factory=dict)
     region: int | None = None
@@ -61,8 +63,20 @@ class OpenFile:
     def picture(self) -> Picture:
         item = self.item()
         if not isinstance(item, Picture):
-            raise ReadError(f"expected one picture, the file holds a {type(item).__name__}; use the kind slices")
+            kind = "clip" if isinstance(item, Clip) else "slices"
+            raise ReadError(f"expected one picture, the file holds a {type(item).__name__}; use the kind {kind}")
         return item
+
+    def video(self) -> Video | None:
+        """The file as a video to be read frame by frame; None where it is none."""
+        from medisyn.corpus.readers import sources
+        from medisyn.corpus.readers.formats import VIDEO_FORMATS
+        from medisyn.corpus.readers.video import open_video
+
+        source = sources(self.path)
+        if isinstance(source, list) or (kind := source.format()) not in VIDEO_FORMATS:
+            return None
+        return open_video(source, kind)
 
     @functools.lru_cache(maxsize=1)  # noqa: B019
     def stored_slices(self, choice: SeriesChoice | None = None) -> list[Picture]:
@@ -105,7 +119,7 @@ class OpenFile:
         """The columns `dicom.<Keyword>` of the file, or of the first image of the series that `take` chooses."""
         from medisyn.corpus.readers.dicom import attributes, attributes_of
 
-        if isinstance(take, Slices | Boxes) and take.series is not None:
+        if isinstance(take, Slices | Boxes | Clips) and take.series is not None:
             return headers.cells(attributes_of(self.series(take.series)[0].slices[0].header))
         return headers.cells(attributes(self.path))
 

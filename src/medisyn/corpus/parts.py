@@ -1,7 +1,8 @@
-"""The first half of a curation: a few files of one source into PNGs and records, as one idempotent task.
+"""The first half of a curation: a few files of one source into PNGs or clips and records, as one idempotent task.
 
-A part is `<name>.bin` (PNGs one after the other) and `<name>.json` (their records, the quarantine, counts). The JSON is
-written last and is the mark that the part is done. Splits come later, when all patients and duplicates are known.
+A part is `<name>.bin` (PNGs, or clips in FFV1, one after the other) and `<name>.json` (their records, the quarantine,
+counts). The JSON is written last and is the mark that the part is done. Splits come later, when all patients and
+duplicates are known.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from PIL import Image
 
 from medisyn import runs
 from medisyn.corpus import captions, duplicates, headers, preprocess
+from medisyn.corpus.clips import ClipPreprocess, clip_preset
+from medisyn.corpus.footage import Footage, write_clip
 from medisyn.corpus.opened import OpenFile, Piece, Unusable
 from medisyn.corpus.pieces import pieces
 from medisyn.corpus.source import Source
 from medisyn.corpus.splits import UNIT_PREFIXES, pseudonym
 from medisyn.corpus.table import TableRow, matches, words_of
-from medisyn.corpus.takes import Boxes, SeriesSlices, Take
+from medisyn.corpus.takes import Boxes, Clips, SeriesSlices, Take
 from medisyn.errors import InputError, MissingDependency, ReadError
 from medisyn.types import Picture
 
@@ -33,6 +36,9 @@ from medisyn.types import Picture
 # (a 512 x 512 blood smear: 34 ms and 318 kB against 169 ms and 320 kB); PNG stays lossless.
 PNG_OPTIONS = {"compress_level": 1, "compress_type": 3}
 RECORDS = 2  # raised when a part's records gain or change a field: parts of an older version are made again
+
+
+Preset = preprocess.Preprocess | ClipPreprocess
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ class Prepared:
     take: Take
     texts: list[captions.Template]
     labels: list[captions.Template]
-    renderings: list[tuple[str, preprocess.Preprocess]]  # window name (or "") and preset
+    renderings: list[tuple[str, Preset]]  # window name (or "") and preset
     reads_header: bool
 
 
@@ -104,16 +110,19 @@ def read_part(build: Path, name: str) -> dict[str, Any]:
 def prepare(source: Source, number: int) -> Prepared:
     """Parse and look up what all files of a take share. Raises ConfigError for an unknown geometry or window."""
     take = source.samples[number]
-    geometry = take.geometry or source.geometry
     steps: dict[str, preprocess.Intensity] = {word: _window(window) for word, window in take.windows.items()}
     if not steps:
         steps = {"": None if getattr(take, "channels", None) else preprocess.INTENSITIES[take.intensity]}
-    renderings = [
-        (word, preprocess.Preprocess(geometry=geometry, size=source.size, intensity=step, rgb=False))
-        for word, step in steps.items()
-    ]
+    renderings = [(word, _preset(source, take, step)) for word, step in steps.items()]
     labels = [captions.parse(text) for text in take.labels]
     return Prepared(number, take, take.templates(), labels, renderings, source.reads_header(take))
+
+
+def _preset(source: Source, take: Take, step: preprocess.Intensity) -> Preset:
+    geometry = take.geometry or source.geometry
+    if isinstance(take, Clips):
+        return clip_preset(geometry, height=source.size, width=round(source.size * take.aspect), intensity=step)
+    return preprocess.Preprocess(geometry=geometry, size=source.size, intensity=step, rgb=False)
 
 
 def _window(window: tuple[float, float] | str) -> preprocess.Intensity:
@@ -181,27 +190,22 @@ def _record(
     piece: Piece,
     cells: dict[str, str],
     window: str,
-    preset: preprocess.Preprocess,
+    preset: Preset,
     key: str,
     stream: BinaryIO,
 ) -> dict[str, Any]:
     values = _values(task.source, ready.take, cells, piece, window)
     caption = captions.render(captions.draw(ready.texts, key), values)
     image_type = ready.take.image_type or task.source.image_type or headers.image_type(cells)
-    made = preprocess.apply(preset, piece.picture)
-    image = _image(made)
-    png = encode_png(image)
+    content, facts = _encoded(preset, piece.picture)
     offset = stream.tell()
-    stream.write(png)
+    stream.write(content)
     return {
         "key": key,
         "file": job.key,
         "offset": offset,
-        "size": len(png),
-        "sha256": hashlib.sha256(png).hexdigest(),
-        "pixels": hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest(),
-        "phash": duplicates.phash(image),
-        "thumb": duplicates.thumb(image),
+        "size": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
         "caption": caption,
         "labels": [word for template in ready.labels if (word := captions.render_optional(template, values))],
         "group": job.group,
@@ -211,9 +215,40 @@ def _record(
         "specialty": ready.take.specialty or task.source.specialty,
         "image_type": image_type,
         "cap": _cap(task.source, ready, values),
-        "spacing": None if made.spacing_mm is None else list(made.spacing_mm),
-        "original_size": list(made.provenance["original_size"]),
-        "crop_top_left": list(made.provenance["crop_top_left"]),
+        **facts,
+    }
+
+
+def _encoded(preset: Preset, item: Picture | Footage) -> tuple[bytes, dict[str, Any]]:
+    """The file of a sample, and what its record says of the pixels."""
+    if isinstance(preset, ClipPreprocess):
+        assert isinstance(item, Footage)
+        clip = write_clip(preset, item)
+        facts = {"frames": clip.frames, "fps": clip.frames_per_second, "valid": list(clip.valid)}
+        facts |= _facts(clip.middle, clip.pixels, clip.spacing_mm, clip.original_size, clip.crop_top_left)
+        return clip.content, facts
+    assert isinstance(item, Picture)
+    made = preprocess.apply(preset, item)
+    image = _image(made)
+    pixels = hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest()
+    place = (made.provenance["original_size"], made.provenance["crop_top_left"])
+    return encode_png(image), _facts(image, pixels, made.spacing_mm, *place)
+
+
+def _facts(
+    image: Image.Image,
+    pixels: str,
+    spacing_mm: tuple[float, float] | None,
+    original_size: tuple[int, int],
+    crop_top_left: tuple[int, int],
+) -> dict[str, Any]:
+    return {
+        "pixels": pixels,
+        "phash": duplicates.phash(image),
+        "thumb": duplicates.thumb(image),
+        "spacing": None if spacing_mm is None else list(spacing_mm),
+        "original_size": list(original_size),
+        "crop_top_left": list(crop_top_left),
     }
 
 

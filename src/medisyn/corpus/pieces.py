@@ -1,4 +1,4 @@
-"""One file into the pictures that become samples: whole, slices, crops around boxes, tiles, stacked arrays.
+"""One file into what becomes samples: whole, slices, crops around boxes, tiles, stacked arrays, clips.
 
 Shapes here: C channels, H, W height and width, N pictures.
 """
@@ -15,11 +15,12 @@ import numpy as np
 
 from medisyn.corpus.annotations import Box
 from medisyn.corpus.captions import join_words
+from medisyn.corpus.clip_pieces import clip_piece
 from medisyn.corpus.opened import OpenFile, Piece, Unusable, mask_names, slab
 from medisyn.corpus.slice_pieces import in_colour, series_pieces, volume_pieces
 from medisyn.corpus.splits import position
 from medisyn.corpus.table import fill
-from medisyn.corpus.takes import Arrays, Boxes, Mask, SeriesSlices, Slices, Take, Tiles, Whole
+from medisyn.corpus.takes import Arrays, Boxes, Clips, Mask, SeriesSlices, Slices, Take, Tiles, Whole
 from medisyn.errors import ReadError
 from medisyn.types import Picture, Volume
 
@@ -39,6 +40,8 @@ def pieces(take: Take, file: OpenFile) -> Iterator[Piece | Unusable]:
         yield from _boxes(take, file)
     elif isinstance(take, Tiles):
         yield from _tiles(take, file)
+    elif isinstance(take, Clips):
+        yield clip_piece(take, file)
     else:
         yield from _arrays(take, file)
 

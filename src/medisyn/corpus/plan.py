@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import string
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,10 +17,11 @@ from medisyn.corpus.shards import FORMAT, INDEX
 from medisyn.corpus.source import PUBLIC_KEY, Source, load_source
 from medisyn.corpus.splits import Shares, pseudonym
 from medisyn.corpus.table import TableRow, cell, fill, source_rows
-from medisyn.corpus.takes import Boxes, SeriesSlices, Slices
+from medisyn.corpus.takes import Boxes, Clips, SeriesSlices, Slices
 from medisyn.errors import ConfigError, CorpusError, ReadError
 
 FEWEST_FILES, MOST_FILES, PARTS = 8, 256, 64  # per part, and the number of parts aimed at
+MOST_CLIPS = 16  # per part: a clip takes seconds, and a part that was killed begins anew
 BUILD = ".build"  # unfinished work, inside the corpus folder
 
 
@@ -56,12 +58,7 @@ def make_plan(
     names = [s.name for s in sources]
     if len(set(names)) < len(names):
         raise CorpusError(f"two source descriptions have the same name: {', '.join(sorted(names))}")
-    sizes = sorted({s.size for s in sources})
-    if len(sizes) > 1:
-        raise ConfigError(
-            f"the descriptions make pictures of {' and '.join(map(str, sizes))} pixels, but a model learns from one "
-            f"size. Give it with --size"
-        )
+    _require_one_form(sources)
     secret = None if all(s.public_ids for s in sources) else corpus_key(out, key_file)
     tasks: list[PartTask] = []
     quarantined: list[dict[str, str]] = []
@@ -76,6 +73,24 @@ def make_plan(
     settings = [FORMAT, __version__, asdict(shares), test_per_specialty, shard_bytes, quarantined]
     digest = runs.digest([settings, [task.name for task in tasks]])
     return Plan(sources, tuple(tasks), tuple(quarantined), shares, test_per_specialty, digest)
+
+
+def _require_one_form(sources: Sequence[Source]) -> None:
+    """A model learns from one size, and a WebDataset shard holds pictures or clips: two kinds of files in one break
+    every reader that expects all samples to look alike."""
+    sizes = sorted({s.size for s in sources})
+    if len(sizes) > 1:
+        raise ConfigError(
+            f"the descriptions make pictures of {' and '.join(map(str, sizes))} pixels, but a model learns from one "
+            f"size. Give it with --size"
+        )
+    takes = [take for s in sources for take in s.samples]
+    aspects = sorted({take.aspect for take in takes if isinstance(take, Clips)})
+    if aspects and not all(isinstance(take, Clips) for take in takes):
+        raise ConfigError("the descriptions make pictures and clips. Curate them into two corpora")
+    if len(aspects) > 1:
+        shown = " and ".join(f"{aspect:g}" for aspect in aspects)
+        raise ConfigError(f"the descriptions make clips of the aspects {shown}, but a model learns from one")
 
 
 def source_folder(source: Source, root: Path) -> Path:
@@ -131,9 +146,14 @@ def _make_key(path: Path) -> None:
 def _jobs(source: Source, folder: Path, key: bytes) -> tuple[list[FileJob], list[dict[str, str]]]:
     """One job per file, sorted by key; rows without a usable file, patient or split go to quarantine."""
     by_path: dict[str, list[TableRow]] = {}
-    for row in source_rows(source, folder):
-        by_path.setdefault(fill(source.file, row), []).append(row)
     jobs, quarantined = [], []
+    for number, row in enumerate(source_rows(source, folder)):
+        if _names_a_file(source.file, row):
+            by_path.setdefault(fill(source.file, row), []).append(row)
+        else:
+            reason = "the row names no file; a caption alone is no sample"
+            row_key = pseudonym(key, source.name, "row", str(number))
+            quarantined.append({"key": row_key, "source": source.name, "reason": reason})
     for name, rows in by_path.items():
         file_key = pseudonym(key, source.name, "file", name)
         try:
@@ -148,10 +168,16 @@ def _jobs(source: Source, folder: Path, key: bytes) -> tuple[list[FileJob], list
     return sorted(jobs, key=lambda job: job.key), sorted(quarantined, key=lambda entry: entry["key"])
 
 
+def _names_a_file(template: str, row: TableRow) -> bool:
+    """False where every column that the template reads is empty: a row of text alone."""
+    columns = [name for _, name, _, _ in string.Formatter().parse(template) if name]
+    return not columns or any(row[name].strip() for name in columns)
+
+
 def _job(source: Source, folder: Path, key: bytes, name: str, file_key: str, row: TableRow) -> FileJob:
     candidates = [folder / part / name for part in source.folders]
     path = next((path for path in candidates if _is_there(path)), None)
-    if path is None or not name:
+    if path is None:
         raise ReadError("the file that the table names is missing")
     split = source.split
     group = None if split.in_header else group_of(source, key, _group_name(source, name, row))
@@ -180,12 +206,14 @@ def _is_there(path: Path) -> bool:
 
 
 def _parts(source: Source, folder: Path, jobs: list[FileJob], build: Path, key: bytes) -> Iterator[PartTask]:
-    """Parts of 8 to 256 pictures, or of one volume, slide or array file.
+    """Parts of 8 to 256 pictures, of 1 to 16 clips, or of one volume, slide or array file.
 
     The name holds the digest of what the result depends on: files, rows, description.
     """
     small = all(take.kind in ("whole", "boxes") for take in source.samples)
-    per_part = min(max(len(jobs) // PARTS, FEWEST_FILES), MOST_FILES) if small else 1
+    clips = all(take.kind == "clip" for take in source.samples)
+    fewest, most = (FEWEST_FILES, MOST_FILES) if small else (1, MOST_CLIPS if clips else 1)
+    per_part = min(max(len(jobs) // PARTS, fewest), most)
     described = [FORMAT, RECORDS, __version__, source.model_dump(mode="json", exclude={"root"}), pseudonym(key, "key")]
     for start in range(0, len(jobs), per_part):
         chunk = tuple(jobs[start : start + per_part])

@@ -18,7 +18,7 @@ from PIL import Image
 
 from medisyn.errors import ConfigError, InputError, RangeError, closest
 from medisyn.intensity import guard_hu, guard_not_empty, percentile_clip, window
-from medisyn.types import UINT8, Picture
+from medisyn.types import UINT8, Picture, ValueRange
 
 MAX_ASPECT = 16  # a picture longer than this many times its short side is a scan error or a scout, not a picture
 
@@ -142,29 +142,34 @@ def apply(preset: Preprocess, picture: Picture) -> Picture:
 
 def to_grey_levels(picture: Picture, intensity: Intensity) -> np.ndarray:
     """The intensity step alone: (C, H, W) uint8. Raises RangeError as `apply` does."""
-    array_CHW, unit = picture.array_CHW, picture.value_range.unit
-    guard_not_empty(array_CHW)
+    return grey_levels(picture.array_CHW, picture.value_range, intensity, "picture")
+
+
+def grey_levels(array: np.ndarray, value_range: ValueRange, intensity: Intensity, what: str) -> np.ndarray:
+    """The intensity step over an array of any shape as uint8; `what` names it in messages. Raises RangeError."""
+    unit = value_range.unit
+    guard_not_empty(array)
     if intensity is None:
-        if unit != "uint8" or array_CHW.dtype != np.uint8:
+        if unit != "uint8" or array.dtype != np.uint8:
             raise RangeError(
-                f"the picture holds {unit} values from {float(array_CHW.min()):g} to {float(array_CHW.max()):g}, "
+                f"the {what} holds {unit} values from {float(array.min()):g} to {float(array.max()):g}, "
                 f"not grey levels. Choose an intensity step: a CT window, percentiles or the full range."
             )
-        return array_CHW
+        return array
     if isinstance(intensity, Window):
         if unit != "hu":
-            raise RangeError(f"a CT window needs HU, but the picture holds {unit} values")
-        guard_hu(array_CHW)
-        grey_CHW = window(array_CHW, intensity.width, intensity.level)
+            raise RangeError(f"a CT window needs HU, but the {what} holds {unit} values")
+        guard_hu(array)
+        grey = window(array, intensity.width, intensity.level)
     elif isinstance(intensity, Percentile):
-        grey_CHW = percentile_clip(array_CHW, intensity.low, intensity.high)
+        grey = percentile_clip(array, intensity.low, intensity.high)
     else:
-        low, high = picture.value_range.low, picture.value_range.high
-        scaled = (array_CHW.astype(np.float64) - low) / (high - low) * 255
-        grey_CHW = np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
-    if grey_CHW.min() == grey_CHW.max():
-        raise RangeError(f"after {intensity} every pixel is {grey_CHW.flat[0]}: nothing of the picture is left")
-    return grey_CHW
+        low, high = value_range.low, value_range.high
+        scaled = (array.astype(np.float64) - low) / (high - low) * 255
+        grey = np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
+    if grey.min() == grey.max():
+        raise RangeError(f"after {intensity} every pixel is {grey.flat[0]}: nothing of the {what} is left")
+    return grey
 
 
 def channels_to_rgb(pictures: Sequence[Picture], intensity: Intensity = Percentile()) -> Picture:

@@ -1,8 +1,8 @@
 """Tar shards in the WebDataset layout, and the index that makes reading one sample a single seek.
 
-A sample is `key.png`, `key.txt` (caption) and `key.json` (metadata). A shard holds nothing that differs between two
-runs (times, users), so the same samples give the same bytes. `index.parquet` holds one row per sample with the place of
-its PNG inside its shard.
+A sample is `key.png` or, of a clip, `key.mkv` (FFV1), with `key.txt` (caption) and `key.json` (metadata). A shard holds
+nothing that differs between two runs (times, users), so the same samples give the same bytes. `index.parquet` holds one
+row per sample with the place of its picture or clip inside its shard.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from medisyn.errors import CorpusError
 BLOCK = 512
 INDEX = "index.parquet"
 FORMAT = 1  # raised when an older reader could misread the corpus
+CLIP_FORMAT = 2  # of a corpus with clips, which older readers would open as PNG
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One sample of the index. `offset` and `size` are the bytes of its PNG inside `shard`."""
+    """One sample of the index. `offset` and `size` are the bytes of its PNG or clip inside `shard`."""
 
     key: str
     shard: str
@@ -40,8 +41,8 @@ class Row:
     patient: str  # pseudonym of the patient, or of the file or region where patients are not known
     source: str
     licence: str
-    sha256: str  # of the PNG file
-    phash: str  # 64 bits in hex
+    sha256: str  # of the PNG or Matroska file
+    phash: str  # 64 bits in hex; of a clip of its middle frame
     low: float
     high: float
     unit: str
@@ -50,6 +51,18 @@ class Row:
     original_width: int | None = None
     crop_top: int | None = None  # where the sample begins in the resized picture, in its pixels
     crop_left: int | None = None
+    frames: int | None = None  # of a clip; a picture has none of these three
+    fps: float | None = None  # frames per second; None where it is not known, as of a volume's slices
+    valid: tuple[int, int, int, int] | None = None  # top, left, bottom, right of the real pixels, the rest is padding
+
+    @property
+    def is_clip(self) -> bool:
+        return self.frames is not None
+
+    @property
+    def kind(self) -> str:
+        """How the name of its file in the shard ends."""
+        return "mkv" if self.is_clip else "png"
 
     @property
     def original_size(self) -> tuple[int, int] | None:
@@ -63,7 +76,15 @@ class Row:
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
-LATER_COLUMNS = ("original_height", "original_width", "crop_top", "crop_left")  # absent from older corpora
+LATER_COLUMNS = (
+    "original_height",
+    "original_width",
+    "crop_top",
+    "crop_left",
+    "frames",
+    "fps",
+    "valid",
+)  # absent from older corpora
 
 
 def values_of(row: Row) -> dict[str, Any]:
@@ -80,6 +101,9 @@ def sidecar(row: Row) -> dict[str, Any]:
     values = {name: value for name, value in values_of(row).items() if name not in hidden}
     values["labels"] = "|".join(row.labels)
     values["spacing"] = "" if row.spacing is None else f"{row.spacing[0]:g} {row.spacing[1]:g}"
+    if row.is_clip:
+        values["fps"] = 0.0 if row.fps is None else row.fps
+        values["valid"] = " ".join(map(str, row.valid or ()))
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -88,21 +112,22 @@ class Entry:
     """What goes into a shard for one sample."""
 
     key: str
-    png: bytes
+    content: bytes
     caption: str
     metadata: Mapping[str, Any]
+    kind: str = "png"
 
 
 class ShardWriter:
-    """Appends samples to a tar stream and says where each PNG lies."""
+    """Appends samples to a tar stream and says where each picture or clip lies."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self._position = 0
 
     def add(self, entry: Entry) -> int:
-        """Write the three members; returns the offset of the PNG's first byte."""
-        offset = self._member(f"{entry.key}.png", entry.png)
+        """Write the three members; returns the offset of the first byte of the picture or clip."""
+        offset = self._member(f"{entry.key}.{entry.kind}", entry.content)
         self._member(f"{entry.key}.txt", entry.caption.encode())
         text = json.dumps(dict(entry.metadata), ensure_ascii=False, sort_keys=True)
         self._member(f"{entry.key}.json", text.encode())
@@ -124,7 +149,7 @@ class ShardWriter:
 
 
 def write_shard(path: Path, entries: Iterable[Entry]) -> list[int]:
-    """Write one shard atomically; returns the PNG offsets in order."""
+    """Write one shard atomically; returns the offsets of its pictures or clips in order."""
     with runs.atomic_file(path) as stream:
         writer = ShardWriter(stream)
         offsets = [writer.add(entry) for entry in entries]
@@ -175,6 +200,8 @@ def _schema() -> Any:
         "high": pa.float64(),
         "spacing": pa.list_(pa.float64()),
         **dict.fromkeys(LATER_COLUMNS, pa.int64()),
+        "fps": pa.float64(),
+        "valid": pa.list_(pa.int64()),
     }
     return pa.schema([(name, kinds.get(name, text)) for name in COLUMNS])
 
@@ -185,7 +212,8 @@ def write_index(path: Path, rows: Sequence[Row]) -> None:
     import pyarrow.parquet as pq
 
     columns = {name: [getattr(row, name) for row in rows] for name in COLUMNS}
-    schema = _schema().with_metadata({"medisyn_format": str(FORMAT)})
+    version = CLIP_FORMAT if any(row.is_clip for row in rows) else FORMAT
+    schema = _schema().with_metadata({"medisyn_format": str(version)})
     table = pa.Table.from_pydict(columns, schema=schema)
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
@@ -207,9 +235,10 @@ def read_index(folder: Path) -> list[Row]:
         raise CorpusError(f"{folder.name}/{INDEX} is not readable Parquet ({type(error).__name__})") from None
     missing = [name for name in COLUMNS if name not in (*table.column_names, *LATER_COLUMNS)]
     found = (table.schema.metadata or {}).get(b"medisyn_format", b"none").decode()
-    if missing or found != str(FORMAT):
+    if missing or found not in (str(FORMAT), str(CLIP_FORMAT)):
         lost = f"; missing columns: {', '.join(missing)}" if missing else ""
-        raise CorpusError(f"{folder.name}/{INDEX} has corpus format {found}, this version reads {FORMAT}{lost}")
+        read = f"{FORMAT} and {CLIP_FORMAT}"
+        raise CorpusError(f"{folder.name}/{INDEX} has corpus format {found}, this version reads {read}{lost}")
     return [
         _row(values) for values in table.select([name for name in COLUMNS if name in table.column_names]).to_pylist()
     ]
@@ -219,6 +248,8 @@ def _row(values: dict[str, Any]) -> Row:
     spacing = values["spacing"]
     values["spacing"] = None if spacing is None else (spacing[0], spacing[1])
     values["labels"] = tuple(values["labels"])
+    if values.get("valid") is not None:
+        values["valid"] = tuple(values["valid"])
     return Row(**values)
 
 

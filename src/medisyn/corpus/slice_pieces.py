@@ -19,7 +19,7 @@ from medisyn.corpus.preprocess import INTENSITIES, channels_to_rgb
 from medisyn.corpus.table import TableRow, read_table, require
 from medisyn.corpus.takes import SeriesSlices, Slices, SliceTable, Whole
 from medisyn.errors import InputError, MissingDependency, ReadError, SeriesError
-from medisyn.types import Picture, Volume
+from medisyn.types import Clip, Picture, Volume
 
 if TYPE_CHECKING:
     from medisyn.corpus.readers.dicom_series import Slice
@@ -91,7 +91,8 @@ def _numbers(take: Slices | SeriesSlices, count: int) -> range:
 def _volume(take: Slices, file: OpenFile) -> Volume:
     volume = file.item(take.modality, take.series)
     if not isinstance(volume, Volume):
-        raise SeriesError(f"expected a volume, the file holds a {type(volume).__name__}; use the kind whole")
+        kind = "clip" if isinstance(volume, Clip) else "whole"
+        raise SeriesError(f"expected a volume, the file holds a {type(volume).__name__}; use the kind {kind}")
     return volume
 
 

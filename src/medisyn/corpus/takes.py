@@ -206,6 +206,25 @@ class Boxes(_Take):
         return self
 
 
+class Clips(_Take):
+    """The whole file as a clip: a video, a multi-frame DICOM or TIFF, or a volume as the sequence of its slices.
+
+    A clip is stored at the height `size` of its source and `aspect` times that width. `between` are fractions of its
+    frames; of a volume's slices in the order feet to head (axial).
+    """
+
+    kind: Literal["clip"]
+    geometry: str | None = Field(default="medisyn-v1-video", description="A preset of clips.")
+    aspect: float = Field(default=448 / 256, gt=0, description="Width over height of the stored frames.")
+    every: int = Field(default=1, ge=1)
+    between: tuple[float, float] = (0.0, 1.0)
+    most_frames: int = Field(default=1024, ge=2, description="A longer clip is quarantined.")
+    series: SeriesChoice | None = Field(default=None, description="Of a folder or zip with several; one must be left.")
+    plane: Literal["axial", "coronal", "sagittal"] = "axial"
+    modality: str | None = Field(default=None, description="For NIfTI and NRRD, which do not record it: CT or MR.")
+    builtin = ("window", "plane")
+
+
 class Level(Model):
     """A magnification: its name in the caption and micrometres per pixel of the sample."""
 
@@ -236,4 +255,4 @@ class Arrays(_Take):
     builtin = ("label",)
 
 
-Take = Annotated[Whole | Slices | SeriesSlices | Boxes | Tiles | Arrays, Field(discriminator="kind")]
+Take = Annotated[Whole | Slices | SeriesSlices | Boxes | Tiles | Arrays | Clips, Field(discriminator="kind")]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from medisyn.corpus.readers.archive import Entry, entries
-from medisyn.corpus.readers.formats import PICTURE_FORMATS
+from medisyn.corpus.readers.formats import PICTURE_FORMATS, VIDEO_FORMATS
 from medisyn.errors import ReadError
 from medisyn.types import Item, Picture, Volume
 
@@ -23,10 +23,11 @@ def read_item(path: Path, member: str | None = None, *, modality: str | None = N
     series    which DICOM series of a folder or zip, counted from 1 as `dicom_series.list_series` lists them
 
     PNG, JPEG, TIFF, BMP: uint8 Picture, or 16-bit grey with range 0..65535 "raw"; a TIFF stack is a Clip.
+    MP4, MOV, MKV, WebM, AVI, GIF: uint8 Clip.
     DICOM: CT in float32 HU, other modalities "raw" or uint8; a series is a Volume (LPS affine).
     Raises ReadError (SeriesError when slices form no volume), RangeError or MissingDependency, nothing else.
     """
-    from medisyn.corpus.readers import dicom, dicom_series, image, nifti
+    from medisyn.corpus.readers import dicom, dicom_series, image, nifti, video
 
     source = sources(Path(path), member)
     if isinstance(source, list):
@@ -34,6 +35,8 @@ def read_item(path: Path, member: str | None = None, *, modality: str | None = N
     kind = source.format()
     if kind in PICTURE_FORMATS:
         return image.read_image(source, kind)
+    if kind in VIDEO_FORMATS:
+        return video.read_video(source, kind)
     if kind in ("dicom", "dicom.gz"):
         return dicom.read_dicom(source)
     if kind in ("nifti", "nifti.gz"):

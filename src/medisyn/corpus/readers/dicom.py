@@ -19,10 +19,11 @@ import numpy as np
 from medisyn.corpus.readers import sources
 from medisyn.corpus.readers.archive import MAX_MEMBER_BYTES, Entry
 from medisyn.corpus.readers.dicom_pixels import frame_value, header, number, numbers, pixels
+from medisyn.corpus.readers.video import constant_rate
 from medisyn.errors import ReadError
 from medisyn.geometry import affine_from_dicom, slice_gap, slice_normal, slice_positions
 from medisyn.intensity import guard_hu
-from medisyn.types import Clip, Item, Picture, Volume
+from medisyn.types import Clip, Item, Picture, ValueRange, Volume
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -63,8 +64,7 @@ def read_dicom(entry: Entry) -> Item:
         return Picture(array_FCHW[0], value_range, pixel_spacing(dataset), provenance)
     positions, spacing_mm = _frame_positions(dataset, len(array_FCHW)), pixel_spacing(dataset)
     if positions is None or spacing_mm is None:
-        array_CTHW = array_FCHW.transpose(1, 0, 2, 3)
-        return Clip(array_CTHW, value_range, _frames_per_second(dataset), provenance)
+        return _clip(dataset, array_FCHW, value_range, provenance)
     orientation = frame_value(dataset, 0, "PlaneOrientationSequence", "ImageOrientationPatient")
     along_mm = slice_positions(positions, orientation)
     order = np.argsort(along_mm, kind="stable")
@@ -190,13 +190,27 @@ def _frame_positions(dataset: Dataset, num_frames: int) -> list[list[float]] | N
     return positions if all(len(position) == 3 for position in positions) else None
 
 
+def _clip(dataset: Dataset, array_FCHW: np.ndarray, value_range: ValueRange, provenance: dict[str, Any]) -> Clip:
+    """Frames at a constant rate; where the header times each frame on its own, the rate of their median gap."""
+    steps_ms = numbers(dataset, "FrameTimeVector")
+    if not steps_ms:
+        return Clip(array_FCHW.transpose(1, 0, 2, 3), value_range, _frames_per_second(dataset), provenance)
+    if len(steps_ms) != len(array_FCHW):
+        raise ReadError(f"FrameTimeVector holds {len(steps_ms)} times for {len(array_FCHW)} frames")
+    microseconds = np.rint(np.cumsum(steps_ms) * 1000).astype(np.int64)
+    picks, gap = constant_rate(microseconds)
+    resampled = not np.array_equal(picks, np.arange(len(array_FCHW)))
+    array_CTHW = (array_FCHW[picks] if resampled else array_FCHW).transpose(1, 0, 2, 3)
+    return Clip(array_CTHW, value_range, float(1e6 / gap), {**provenance, "resampled": resampled})
+
+
 def _frames_per_second(dataset: Dataset) -> float | None:
     for keyword in ("RecommendedDisplayFrameRate", "CineRate"):
         rate = number(dataset, keyword)
-        if rate:
+        if rate and rate > 0:
             return rate
     frame_ms = number(dataset, "FrameTime")
-    return 1000 / frame_ms if frame_ms else None
+    return 1000 / frame_ms if frame_ms and frame_ms > 0 else None
 
 
 def _kind_of_object(dataset: Dataset) -> str:

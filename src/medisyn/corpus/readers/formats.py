@@ -9,14 +9,16 @@ from medisyn.errors import ReadError
 
 HEAD_BYTES = 1024
 PICTURE_FORMATS = ("png", "jpeg", "tiff", "bmp")
+VIDEO_FORMATS = ("mp4", "mkv", "avi", "gif")  # MOV counts as mp4 and WebM as mkv: each pair is one container
+MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"skip", b"free")  # what an MP4 or an old QuickTime file begins with
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # classic and BigTIFF, little and big endian
 ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 
 
 def format_of(head: bytes) -> str:
-    """One of png, jpeg, tiff, bmp, dicom, nifti, nrrd, zip from the first `HEAD_BYTES` bytes; gzip is looked into.
+    """One of png, jpeg, tiff, bmp, mp4, mkv, avi, gif, dicom, nifti, nrrd, zip from the first `HEAD_BYTES` bytes.
 
-    Raises ReadError for anything else, saying whether it is empty, text or unknown binary.
+    gzip is looked into. Raises ReadError for anything else, saying whether it is empty, text or unknown binary.
     """
     name = _plain_format(head)
     if name is not None:
@@ -30,7 +32,7 @@ def format_of(head: bytes) -> str:
         raise ReadError("the file is empty (0 bytes)")
     if _is_text(head):
         raise ReadError("the file holds text, not an image")
-    allowed = "PNG, JPEG, TIFF, BMP, DICOM, NIfTI, NRRD, zip"
+    allowed = "PNG, JPEG, TIFF, BMP, MP4, MOV, MKV, WebM, AVI, GIF, DICOM, NIfTI, NRRD, zip"
     raise ReadError(
         f"the file is of an unknown kind (it begins with the bytes {head[:4].hex(' ')}). Readable: {allowed}"
     )
@@ -47,6 +49,14 @@ def _plain_format(head: bytes) -> str | None:
         return "tiff"
     if head.startswith(b"BM") and head[14:15] in (b"\x0c", b"\x28", b"\x34", b"\x38", b"\x40", b"\x6c", b"\x7c"):
         return "bmp"  # the size of its second header is one of seven
+    if head[4:8] in MP4_BOXES:
+        return "mp4"
+    if head.startswith(b"\x1a\x45\xdf\xa3"):
+        return "mkv"
+    if head.startswith(b"RIFF") and head[8:12] == b"AVI ":
+        return "avi"
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return "gif"
     if head.startswith(ZIP_MAGIC):
         return "zip"
     if head.startswith(b"NRRD00"):
