@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from medisyn.corpus import ffv1
+from medisyn import ffv1
 from medisyn.corpus.clips import ClipPreprocess, Region, framing
 from medisyn.corpus.preprocess import Intensity, grey_levels
 from medisyn.errors import RangeError

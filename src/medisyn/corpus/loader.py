@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from medisyn.corpus import ffv1
+from medisyn import ffv1
 from medisyn.corpus.clips import VALID, first_frame, valid_mask, windowed
 from medisyn.corpus.shards import Row, fingerprint, read_at, read_index
 from medisyn.corpus.splits import SPLITS

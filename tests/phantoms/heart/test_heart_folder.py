@@ -13,7 +13,7 @@ from medisyn import runs
 from medisyn.corpus.curate import curate
 from medisyn.errors import BusyError, InputError
 from medisyn.phantoms.heart import draw_case, make_heart, write_heart_phantoms
-from medisyn.phantoms.heart.folder import ffv1_bytes, read_frames
+from medisyn.phantoms.heart.folder import read_frames, write_heart_phantom
 from medisyn.seeding import seed_for
 
 FILM = {"size": (48, 84), "frames": 3, "seed": 5}
@@ -44,12 +44,13 @@ def test_the_files_hold_the_phantom(folder):
 def test_a_clip_without_loss_at_its_rate_and_the_same_bytes(tmp_path):
     import av
 
-    frames = np.random.default_rng(0).integers(0, 256, (5, 49, 85)).astype(np.uint8)
-    content = ffv1_bytes(frames, 12.5)
-    assert content == ffv1_bytes(frames, 12.5)
-    (tmp_path / "clip.mkv").write_bytes(content)
-    np.testing.assert_array_equal(read_frames(tmp_path / "clip.mkv"), frames)
-    with av.open(str(tmp_path / "clip.mkv")) as container:
+    phantom = make_heart(3, size=(64, 85), frames=5)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        write_heart_phantom(tmp_path / name, phantom)
+    assert (tmp_path / "a" / "clip.mkv").read_bytes() == (tmp_path / "b" / "clip.mkv").read_bytes()
+    np.testing.assert_array_equal(read_frames(tmp_path / "a" / "clip.mkv"), phantom.clip.array_CTHW[0])
+    with av.open(str(tmp_path / "a" / "clip.mkv")) as container:
         assert float(container.streams.video[0].average_rate) == 12.5
         assert container.streams.video[0].codec_context.name == "ffv1"
 

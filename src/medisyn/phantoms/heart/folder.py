@@ -20,13 +20,12 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from medisyn import runs
+from medisyn import ffv1, runs
 from medisyn.errors import InputError
 from medisyn.parallel import map_shards
 from medisyn.phantoms.heart.beating import FRAMES_PER_SECOND, HeartPhantom, check_film, make_heart
@@ -172,35 +171,16 @@ def write_heart_phantom(folder: Path, phantom: HeartPhantom) -> None:
     """The clip, the masks and the caption of one phantom, into a folder that exists."""
     rate = phantom.clip.frames_per_second
     assert rate is not None
-    (folder / "clip.mkv").write_bytes(ffv1_bytes(phantom.clip.array_CTHW[0], rate))
+    (folder / "clip.mkv").write_bytes(ffv1.encode(phantom.clip.array_CTHW.transpose(1, 0, 2, 3), rate))
     np.savez_compressed(
         folder / "masks.npz", labels_THW=phantom.labels_THW, sector_HW=phantom.sector_HW.astype(np.uint8)
     )
     (folder / "caption.txt").write_text(phantom.caption + "\n")
 
 
-def ffv1_bytes(frames_THW: np.ndarray, frames_per_second: float) -> bytes:
-    """A Matroska file of grey frames without loss; the same frames give the same bytes."""
-    import av
-
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="matroska", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("ffv1", rate=Fraction(frames_per_second).limit_denominator(1000))
-        stream.height, stream.width = frames_THW.shape[1:]
-        stream.pix_fmt = "gray"
-        stream.options = {"level": "3", "g": "1"}
-        for frame_HW in frames_THW:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_HW), format="gray")))
-        container.mux(stream.encode())
-    return buffer.getvalue()
-
-
 def read_frames(path: Path) -> np.ndarray:
     """The frames (T, H, W) of a phantom's clip.mkv, uint8."""
-    import av
-
-    with av.open(str(path)) as container:
-        return np.stack([frame.to_ndarray(format="gray") for frame in container.decode(video=0)])
+    return ffv1.decode(path.read_bytes())[0]
 
 
 def _asked(key: str, settings: Settings) -> dict[str, Any]:

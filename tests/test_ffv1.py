@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import build_video
-from medisyn.corpus import ffv1
+from medisyn import ffv1
 from medisyn.errors import CorpusError
 
 

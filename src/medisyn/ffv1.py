@@ -60,9 +60,9 @@ def decode(content: bytes, start: int = 0, stop: int | None = None) -> np.ndarra
             stream.codec_context.thread_count = 1
             frames = [_to_array(frame) for frame in _decoded(container, stream, start, stop)]
     except (av.FFmpegError, IndexError) as error:
-        raise CorpusError(f"a clip of the corpus is not readable FFV1 ({type(error).__name__})") from None
+        raise CorpusError(f"a clip is not readable FFV1 ({type(error).__name__})") from None
     if not frames or (stop is not None and len(frames) != stop - start):
-        raise CorpusError(f"a clip of the corpus has no frames {start} to {'the end' if stop is None else stop - 1}")
+        raise CorpusError(f"a clip has no frames {start} to {'the end' if stop is None else stop - 1}")
     return np.stack(frames, axis=1)
 
 
