@@ -247,7 +247,7 @@ def test_the_stage_check_of_a_model(tmp_path, capsys):
     arguments = ["evaluate", str(model), "--stages", "--against", str(corpus), "--split", "train", "--count", "5"]
     assert main([*arguments, "--out", str(tmp_path / "o"), "--resamples", "10", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    stage = result["stage"]
+    (stage,) = result["stages"]
     assert (stage["n"], len(stage["ssim_N"]), stage["verdict"]) == (5, 5, "fine-tune")  # random weights
     assert stage["ssim"]["range"] == pytest.approx(max(stage["ssim_N"]) - min(stage["ssim_N"]))
     page = (tmp_path / "o" / "report.html").read_text()

@@ -248,3 +248,44 @@ def test_what_is_refused():
         anatomy.cardiothoracic_ratio_coronal(full, empty)
     with pytest.raises(InputError, match="Dice: the masks differ in shape"):
         anatomy.dice(full, full[:1])
+
+
+# ---- sides and normal range
+
+
+def test_sides_by_hand():
+    """Left lobes in columns 7 to 9, right ones in 0 to 2: the midline is column 4.5, where the left grows."""
+    lobes = np.zeros((2, 2, 10), np.uint8)
+    lobes[..., 7:], lobes[..., :3] = 1, 4
+    fluid = np.zeros_like(lobes)
+    fluid[0, 0, [0, 1, 4, 5]] = 1
+    assert anatomy.side_volumes_ml(fluid, lobes, (10, 10, 10)) == {"left": 1, "right": 3}
+    assert anatomy.side_volumes_ml(fluid[..., ::-1], lobes[..., ::-1], (10, 10, 10)) == {"left": 1, "right": 3}
+    odd = np.zeros((1, 1, 5), np.uint8)
+    odd[..., 0], odd[..., 4] = 5, 2
+    assert anatomy.side_volumes_ml(np.ones_like(odd), odd, (10, 10, 10)) == {"left": 2.5, "right": 2.5}
+
+
+def test_sides_where_fluid_hides_a_lung():
+    lobes = np.zeros((1, 1, 10), np.uint8)
+    lobes[..., 7:] = 2
+    fluid = np.zeros_like(lobes)
+    fluid[..., :4] = 1
+    assert anatomy.side_volumes_ml(fluid, lobes, (10, 10, 10)) == {"left": 0, "right": 4}
+    right_only = np.where(lobes > 0, 3, 0)
+    assert anatomy.side_volumes_ml(fluid, right_only, (10, 10, 10)) == {"left": 4, "right": 0}
+
+
+def test_sides_that_cannot_be_told():
+    with pytest.raises(InputError, match="there is no lobe to tell left from right"):
+        anatomy.side_volumes_ml(np.ones((2, 2, 2)), np.zeros((2, 2, 2)), (1, 1, 1))
+    with pytest.raises(InputError, match="differ in shape"):
+        anatomy.side_volumes_ml(np.ones((2, 2, 2)), np.zeros((2, 2, 3)), (1, 1, 1))
+
+
+def test_normal_range_is_the_middle_of_the_values():
+    values = np.r_[np.arange(41.0), np.nan]  # 2.5 % of the way from 0 to 40 is 1
+    assert anatomy.normal_range(values) == pytest.approx((1, 39))
+    assert anatomy.normal_range(values, share=0.5) == pytest.approx((10, 30))
+    with pytest.raises(InputError, match="at least 20 values, got 19"):
+        anatomy.normal_range(np.r_[np.arange(19.0), np.nan])

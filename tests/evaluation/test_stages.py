@@ -99,3 +99,14 @@ def test_refusals():
         check_stage("x", lambda batch: [], readers(2))
     with pytest.raises(InputError, match=r"gave .* float64"):
         check_stage("x", lambda batch: [picture / 1.0 for picture in batch], readers(2))
+
+
+def test_a_clip_counts_once_with_the_mean_over_its_frames():
+    """A clip of five frames: as the mean of five images."""
+    clips = [lambda seed=seed: np.stack([image(10 * seed + frame) for frame in range(5)]) for seed in range(3)]
+    by_clip = check_stage("x", lambda batch: [darker([clip])[0] for clip in batch], clips, resamples=10)
+    frames = [lambda seed=seed: image(seed) for start in range(3) for seed in range(10 * start, 10 * start + 5)]
+    by_frame = check_stage("x", darker, frames, resamples=10)
+    np.testing.assert_allclose(by_clip.ssim_N, np.reshape(by_frame.ssim_N, (3, 5)).mean(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(by_clip.psnr_db.mean, by_frame.psnr_db.mean, rtol=1e-12)
+    assert by_clip.n == 3

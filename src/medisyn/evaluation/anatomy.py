@@ -17,6 +17,8 @@ from medisyn.intensity import guard_hu
 
 Spacing = tuple[float, float, float]
 LOBES = {1: "left upper", 2: "left lower", 3: "right upper", 4: "right middle", 5: "right lower"}  # as LTRCLobes
+SIDE_LABELS = {"left": (1, 2), "right": (3, 4, 5)}
+MIN_NORMAL = 20
 
 
 def volume_ml(mask_DHW: np.ndarray, spacing_mm: Spacing) -> float:
@@ -42,6 +44,48 @@ def lobe_volumes_ml(labels_DHW: np.ndarray, spacing_mm: Spacing) -> Mapping[str,
         raise InputError(f"lobe labels must have axes D, H, W, got shape {labels_DHW.shape}")
     voxel_ml = _voxel_ml(spacing_mm)
     return {name: float((labels_DHW == label).sum()) * voxel_ml for label, name in LOBES.items()}
+
+
+def side_volumes_ml(mask_DHW: np.ndarray, lobes_DHW: np.ndarray, spacing_mm: Spacing) -> Mapping[str, float]:
+    """Volume of a mask on the patient's left and right, in mL, by the side of the midline that a voxel lies on.
+
+    The midline is the column midway between the mean columns of the left lobes (1, 2) and of the right ones (3 to 5).
+    Where one lung is not there, as behind a large effusion, it is the middle of the volume. A voxel on it counts half
+    to either side. Raises InputError when there is no lobe at all, or the shapes differ.
+    """
+    mask = _mask(mask_DHW, "the mask")
+    if mask.shape != lobes_DHW.shape:
+        raise InputError(f"sides: the mask {mask.shape} and the lobes {lobes_DHW.shape} differ in shape")
+    columns = np.arange(mask.shape[2])
+    found = {side: _mean_column(np.isin(lobes_DHW, labels)) for side, labels in SIDE_LABELS.items()}
+    there = [column for column in found.values() if column is not None]
+    if not there:
+        raise InputError("sides: there is no lobe to tell left from right")
+    middle = sum(there) / 2 if len(there) == 2 else (mask.shape[2] - 1) / 2
+    left, right = found["left"], found["right"]
+    grows_left = left > middle if left is not None else right is not None and right < middle
+    count_W = mask.sum(axis=(0, 1), dtype=np.float64) * _voxel_ml(spacing_mm)
+    high = float(count_W[columns > middle].sum() + count_W[columns == middle].sum() / 2)
+    low = float(count_W.sum()) - high
+    return {"left": high, "right": low} if grows_left else {"left": low, "right": high}
+
+
+def _mean_column(mask_DHW: np.ndarray) -> float | None:
+    count_W = mask_DHW.sum(axis=(0, 1), dtype=np.float64)
+    return float(np.average(np.arange(len(count_W)), weights=count_W)) if count_W.any() else None
+
+
+def normal_range(values_N: np.ndarray, share: float = 0.95) -> tuple[float, float]:
+    """The range that holds the middle `share` of the values, NaN left out: 2.5 to 97.5 % for 0.95.
+
+    Raises InputError for fewer than 20 values, whose ends would be a guess.
+    """
+    values = np.asarray(values_N, dtype=np.float64)
+    values = values[np.isfinite(values)]
+    if len(values) < MIN_NORMAL:
+        raise InputError(f"a normal range needs at least {MIN_NORMAL} values, got {len(values)}")
+    low, high = np.quantile(values, [(1 - share) / 2, (1 + share) / 2])
+    return float(low), float(high)
 
 
 def low_attenuation_percent(

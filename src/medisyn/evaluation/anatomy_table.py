@@ -22,6 +22,8 @@ from medisyn.evaluation.report import between, number
 LOBE_MEASURES = {label: f"lobe_ml_{name.replace(' ', '_')}" for label, name in anatomy.LOBES.items()}
 MEASURES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "effusion_ml": ("pleural effusion, mL", ("effusion",)),
+    "effusion_left_ml": ("pleural effusion on the left, mL", ("effusion", "lobe")),
+    "effusion_right_ml": ("pleural effusion on the right, mL", ("effusion", "lobe")),
     "laa950_percent": ("low attenuation below -950 HU, % of lung", ("lobe", "airway")),
     "laa910_percent": ("low attenuation below -910 HU, % of lung", ("lobe", "airway")),
     "mean_lung_hu": ("mean lung density, HU", ("lobe", "airway")),
@@ -89,6 +91,9 @@ def measure_volume(
         found |= {LOBE_MEASURES[label]: by_lobe[name] for label, name in anatomy.LOBES.items()}
         found["lung_ml"] = sum(by_lobe.values())
         found |= _density(hu_DHW, masks)
+        if "effusion" in masks and masks["lobe"].any():
+            sides = anatomy.side_volumes_ml(masks["effusion"], masks["lobe"], spacing_mm)
+            found |= {f"effusion_{side}_ml": value for side, value in sides.items()}
     if {"lobe", "heart"} <= set(masks) and masks["heart"].any():
         chest = masks["lobe"] > 0
         if "effusion" in masks:

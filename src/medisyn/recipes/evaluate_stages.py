@@ -1,61 +1,66 @@
-"""How much of a corpus's images survives a model's autoencoder: MediSyn v1's check of its stages, on your own data.
+"""How much of a corpus's images and clips survives a model's stages: MediSyn v1's check, on your own data.
 
-Shapes here: B batch, H, W pixels.
+Shapes here: B batch, T frames, H, W pixels.
+A model with one autoencoder has one stage. Würstchen has Stage A alone, and the image encoder, Stage B and Stage A in a
+row. Clips go through frame by frame.
 """
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medisyn import runs
 from medisyn.errors import InputError, ModelError
-from medisyn.recipes.corpus_images import LabelledImage, corpus_images
+from medisyn.recipes.stages_page import BY_FRAME, CLIP_FRAMES, kind_of, write_page
 from medisyn.seeding import seed_for
 
 if TYPE_CHECKING:
-    from medisyn.evaluation.report import Table
+    from medisyn.corpus.loader import Corpus
     from medisyn.evaluation.stages import Rebuild, Spread, StageCheck
 
 COUNT = 1000  # images, as in MediSyn v1 appendix A.1
-# MediSyn v1, table 3: n, mean, median, SD and range of the SSIM, on its own training images (50 videos for the last)
-PUBLISHED: tuple[tuple[str, str, float, float, float, float], ...] = (
-    ("Stage A (MediSyn v1)", "1000", 0.9842, 0.9899, 0.0242, 0.4545),
-    ("Stage B (MediSyn v1)", "1000", 0.8328, 0.8649, 0.1291, 0.9071),
-    ("video VAE (MediSyn v1)", "50 videos", 0.9182, 0.9502, 0.0979, 0.3547),
-)
+
+
+@dataclass(frozen=True)
+class StageItem:
+    """One image (H, W, 3) or clip (T, H, W, 3) of a corpus, uint8, that can be read when it is needed."""
+
+    key: str
+    patient: str
+    read: Callable[[], np.ndarray]
 
 
 @dataclass(frozen=True)
 class StageEvaluation:
-    """What `evaluate_stages` found; `page` is the report it wrote."""
+    """What `evaluate_stages` found, one check per stage and kind of item; `page` is the report it wrote."""
 
-    check: StageCheck
+    checks: tuple[StageCheck, ...]
     split: str
     page: Path
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
-        content = asdict(self.check)
-        for name in ("ssim", "psnr_db"):
-            content[name]["range"] = content[name]["high"] - content[name]["low"]
-        return {"stage": content, "split": self.split}
+        stages = [asdict(check) for check in self.checks]
+        for content in stages:
+            for name in ("ssim", "psnr_db"):
+                content[name]["range"] = content[name]["high"] - content[name]["low"]
+        return {"stages": stages, "split": self.split}
 
     def summary(self) -> str:
         """A few lines for a terminal."""
-        check = self.check
-        lines = [
-            f"{check.name}, {check.n} images: {check.verdict} (mean SSIM {check.ssim.mean:.4f}, limit "
-            f"{check.keep_from:g})",
-            f"SSIM  mean {_spread_text(check.ssim, 4)}",
-            f"PSNR  mean {_spread_text(check.psnr_db, 1)}, dB",
-        ]
+        lines = []
+        for check in self.checks:
+            lines += [
+                f"{check.name}, {check.n} {kind_of(check)}: {check.verdict} (mean SSIM {check.ssim.mean:.4f}, limit "
+                f"{check.keep_from:g})",
+                f"SSIM  mean {_spread_text(check.ssim, 4)}",
+                f"PSNR  mean {_spread_text(check.psnr_db, 1)}, dB",
+            ]
         return "\n".join([*lines, f"Report: {self.page}"])
 
 
@@ -77,10 +82,11 @@ def evaluate_stages(
     seed: int = 0,
     out: Path | None = None,
 ) -> StageEvaluation:
-    """Rebuild images of one split of a corpus through the autoencoder of `model` and compare them with the originals.
+    """Rebuild items of one split of a corpus through each stage of `model` and compare them with the originals.
 
     model: a shipped model, a model folder, a hub id, or the folder of an autoencoder alone (diffusers AutoencoderKL).
-    count: images, drawn at random; all when there are fewer. out: None is `<model>-stages` in the current folder.
+    count: images, and clips, drawn at random; all when there are fewer. out: None is `<model>-stages` in the current
+    folder. Runs on the GPU where there is one.
     """
     from tqdm import tqdm
 
@@ -89,25 +95,112 @@ def evaluate_stages(
 
     if count < 2:
         raise InputError(f"a stage check needs at least 2 images, got a count of {count}")
-    images = corpus_images(Corpus(against), split)
-    order = np.random.default_rng(seed_for(seed, "stages")).permutation(len(images))[:count]
-    images = [images[number] for number in sorted(order)]
-    name, rebuild = open_autoencoder(model)
-    patients = [image.patient for image in images]
-    with tqdm(total=len(images), desc="rebuilding", unit="image", disable=None) as bar:
-        check = check_stage(
-            name,
-            rebuild,
-            [image.read for image in images],
-            patients=patients if len(set(patients)) < len(patients) else None,
-            resamples=resamples,
-            seed=seed,
-            on_batch=bar.update,
-        )
+    corpus = Corpus(against)
+    captions: dict[str, str] = {}
+    stages = open_stages(model, captions, seed=seed)
+    found: list[tuple[StageCheck, Sequence[StageItem], Rebuild]] = []
+    for clips in (False, True):
+        items = _drawn(corpus, split, count, seed, captions, clips=clips)
+        patients = [item.patient for item in items]
+        for name, rebuild in stages if items else ():
+            whole = by_frame(rebuild) if clips else rebuild
+            with tqdm(total=len(items), desc=f"rebuilding: {name}", unit="item", disable=None) as bar:
+                check = check_stage(
+                    f"{name}{BY_FRAME}" if clips else name,
+                    whole,
+                    [item.read for item in items],
+                    patients=patients if len(set(patients)) < len(patients) else None,
+                    resamples=resamples,
+                    seed=seed,
+                    on_batch=bar.update,
+                )
+            found.append((check, items, whole))
+    if not found:
+        raise InputError(f"the corpus has no images or clips in the split {split!r}")
     out = Path(f"{Path(model).name}-stages") if out is None else out
-    found = StageEvaluation(check, split, out / "report.html")
-    _write(out, found, images, rebuild, Corpus(against).fingerprint, {"count": count, "seed": seed, "split": split})
-    return found
+    result = StageEvaluation(tuple(check for check, _, _ in found), split, out / "report.html")
+    write_page(out, result, found, corpus.fingerprint, {"count": count, "seed": seed, "split": split})
+    return result
+
+
+# ---- what is rebuilt
+
+
+def _drawn(
+    corpus: Corpus, split: str, count: int, seed: int, captions: dict[str, str], *, clips: bool
+) -> list[StageItem]:
+    """At most `count` images or clips of a split, in the order of the corpus."""
+    rows = [row for row in corpus.rows(split) if row.is_clip == clips]
+    order = np.random.default_rng(seed_for(seed, "stages")).permutation(len(rows))[:count]
+    return [_item(corpus, rows[number], seed, captions) for number in sorted(order)]
+
+
+def _item(corpus: Corpus, row: Any, seed: int, captions: dict[str, str]) -> StageItem:
+    """An item that notes its caption under the address of its pixels when it is read: a stage is handed those alone."""
+
+    def read() -> np.ndarray:
+        from medisyn.recipes.corpus_images import rgb
+
+        array = _real_frames(corpus, row, seed) if row.is_clip else rgb(corpus.read(row).item)
+        for frame in array if row.is_clip else (array,):
+            captions[address_of(frame)] = row.caption
+        return array
+
+    return StageItem(row.key, row.patient or row.key, read)
+
+
+def _real_frames(corpus: Corpus, row: Any, seed: int) -> np.ndarray:
+    """Up to 32 consecutive frames of a clip from a place drawn by its key, without the padded border."""
+    generator = np.random.default_rng(seed_for(seed, f"stages/{row.key}"))
+    clip: Any = corpus.read_window(row, min(row.frames, CLIP_FRAMES), generator).item
+    height, width = clip.array_CTHW.shape[2:]
+    top, left, bottom, right = row.valid or (0, 0, height, width)
+    frames = np.broadcast_to(clip.array_CTHW, (3, *clip.array_CTHW.shape[1:])).transpose(1, 2, 3, 0)
+    return np.ascontiguousarray(frames[:, top:bottom, left:right])
+
+
+def address_of(image_HWC: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(image_HWC).tobytes()).hexdigest()
+
+
+# ---- the stages of a model
+
+
+def open_stages(model: str, captions: Mapping[str, str], *, seed: int = 0) -> list[tuple[str, Rebuild]]:
+    """Each stage of a model: its name, and what sends images through it.
+
+    captions: by the address of an image's pixels (`address_of`), what Stage B of Würstchen is told of it; "" where
+    there is none. Its noise depends on `seed` and the pixels alone.
+    """
+    from medisyn.families.wuerstchen.layouts import is_wuerstchen
+    from medisyn.recipes.models import find_model
+
+    if (Path(model) / "config.json").is_file():
+        return [open_autoencoder(model)]
+    place = find_model(model)
+    if not is_wuerstchen(place.folder):
+        return [open_autoencoder(model)]
+    return _wuerstchen_stages(place.folder, place.id, captions, seed)
+
+
+def _wuerstchen_stages(folder: Path, name: str, captions: Mapping[str, str], seed: int) -> list[tuple[str, Rebuild]]:
+    from medisyn.families.wuerstchen.model import Wuerstchen
+    from medisyn.recipes.generate_images import choose_device
+    from medisyn.types import Sample
+
+    family = Wuerstchen.from_folder(folder, device=choose_device("auto"))
+
+    def through_a(sample: Sample) -> Any:
+        return family.rebuild([sample])[0]
+
+    def through_b(sample: Sample) -> Any:
+        return family.rebuild_from_features([sample], [seed_for(seed, f"stages/{sample.key}")])[0]
+
+    family.networks.encoder()  # Stage B's check needs it
+    return [
+        (f"Stage A of {name}", _one_by_one(through_a, family.networks.vqgan.factor, captions)),
+        (f"Stages B and A of {name}", _one_by_one(through_b, family.factor, captions)),
+    ]
 
 
 def open_autoencoder(model: str) -> tuple[str, Rebuild]:
@@ -115,8 +208,8 @@ def open_autoencoder(model: str) -> tuple[str, Rebuild]:
     from diffusers import AutoencoderKL
 
     from medisyn.families.autoencoder.model import Autoencoder, AutoencoderConfig
+    from medisyn.recipes.generate_images import choose_device
     from medisyn.recipes.models import find_model
-    from medisyn.types import Picture
 
     folder = Path(model)
     if (folder / "config.json").is_file():
@@ -130,128 +223,28 @@ def open_autoencoder(model: str) -> tuple[str, Rebuild]:
         vae = AutoencoderKL.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"the autoencoder cannot be opened ({str(error).splitlines()[0][:200]})") from None
-    family = Autoencoder(AutoencoderConfig(), vae.float().eval())
+    family = Autoencoder(AutoencoderConfig(), vae.float().eval().to(choose_device("auto")))
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    return name, _one_by_one(lambda sample: family.rebuild([sample.item])[0], factor, {})
 
-    def rebuild(batch: list[np.ndarray]) -> list[np.ndarray]:
-        return [_rebuilt(family, image) for image in batch]
 
-    def _rebuilt(family: Any, image_HWC: np.ndarray) -> np.ndarray:
-        """Sides that the autoencoder cannot halve are continued by their edge, and cut again."""
-        factor = 2 ** (len(vae.config.block_out_channels) - 1)
+def _one_by_one(through: Callable[[Any], Any], factor: int, captions: Mapping[str, str]) -> Rebuild:
+    """A stage for samples as one for images of any size, one after the other, so that no batch rounds another.
+
+    Sides that are no multiple of `factor` are continued by their edge, and cut again.
+    """
+    from medisyn.types import Picture, Sample
+
+    def rebuilt(image_HWC: np.ndarray) -> np.ndarray:
         height, width = image_HWC.shape[:2]
         padded = np.pad(image_HWC, ((0, -height % factor), (0, -width % factor), (0, 0)), mode="edge")
-        picture = family.rebuild([Picture(padded.transpose(2, 0, 1))])[0]
+        address = address_of(image_HWC)
+        picture = through(Sample(address, Picture(padded.transpose(2, 0, 1)), captions.get(address, "")))
         return np.ascontiguousarray(picture.array_CHW.transpose(1, 2, 0)[:height, :width])
 
-    return name, rebuild
+    return lambda batch: [rebuilt(image) for image in batch]
 
 
-def _write(
-    out: Path,
-    found: StageEvaluation,
-    images: Sequence[LabelledImage],
-    rebuild: Rebuild,
-    fingerprint: str,
-    asked: dict[str, Any],
-) -> None:
-    from medisyn.evaluation import report
-
-    check = found.check
-    order = np.argsort(check.ssim_N)
-    shown = [int(order[0]), int(order[len(order) // 4]), int(order[len(order) // 2]), int(order[-1])]
-    page = report.Page(
-        title="What the autoencoder keeps of the images",
-        facts=(
-            ("Stage", check.name),
-            ("Images", f"{check.n} of split {found.split!r} of corpus {fingerprint}"),
-            ("Verdict", f"{check.verdict}: mean SSIM {check.ssim.mean:.4f}, limit {check.keep_from:g}"),
-        ),
-        tables=(_table(check), _examples(check, images, rebuild, shown)),
-        methods=(
-            "Each image went through the encoder (posterior mean) and the decoder and was compared with itself. SSIM "
-            "(Wang et al., 2004) with an 11 x 11 Gaussian window of SD 1.5, K 0.01 and 0.03, data range 255, per "
-            "channel and averaged, over the positions where the window fits; float64. The SD divides by n - 1; the "
-            "range is the highest less the lowest value. PSNR is capped at 58.9 dB, the error of rounding to 8 bits. "
-            "Intervals are 95 % bootstrap intervals of the mean, by patient where one has several images.",
-            f"Verdict. MediSyn v1 left a stage as it was at a mean SSIM of 0.8328 and above, and states no limit. Here "
-            f"the verdict is keep when the whole interval of the mean lies at or above {check.keep_from:g}, fine-tune "
-            f"when it lies below, undecided otherwise. SSIM says little of small findings: look at the worst images.",
-        ),
-    )
-    report.write_report(out, page, found.as_dict())
-    runs.write_run(out, kind="evaluate stages", corpus=fingerprint, settings=asked)
-
-
-def _table(check: StageCheck) -> Table:
-    """Our stage above those of MediSyn v1."""
-    from medisyn.evaluation.report import Table, Value
-
-    ours = check.ssim
-    rows = [
-        (
-            check.name,
-            str(check.n),
-            f"{ours.mean:.4f}",
-            f"{ours.interval.low:.4f} to {ours.interval.high:.4f}",
-            f"{ours.median:.4f}",
-            f"{ours.sd:.4f}",
-            f"{ours.range:.4f}",
-            f"{check.psnr_db.mean:.1f}",
-            check.verdict,
-        )
-    ]
-    for name, n, *figures in PUBLISHED:
-        mean, median, sd, wide = (f"{figure:.4f}" for figure in figures)
-        rows.append((name, n, mean, "", median, sd, wide, "", "kept as it was"))
-    return Table(
-        name="stages",
-        title="SSIM of reconstructions",
-        text=(
-            "1 is a perfect reconstruction. The lower rows are table 3 of MediSyn v1: other stages on other images, "
-            "for the scale only."
-        ),
-        columns=("stage", "n", "mean", "interval", "median", "SD", "range", "PSNR (dB)", "verdict"),
-        rows=tuple(rows),
-        numeric=frozenset({1, 2, 3, 4, 5, 6, 7}),
-        values=(
-            Value("ssim", ours.mean, check.name, low=ours.interval.low, high=ours.interval.high, level=0.95, n=check.n),
-            Value("ssim_median", ours.median, check.name, n=check.n),
-            Value("ssim_sd", ours.sd, check.name, n=check.n),
-            Value("ssim_range", ours.range, check.name, n=check.n),
-            Value("psnr_db", check.psnr_db.mean, check.name, n=check.n),
-        ),
-    )
-
-
-def _examples(check: StageCheck, images: Sequence[LabelledImage], rebuild: Rebuild, shown: Sequence[int]) -> Table:
-    """The worst, the lower quartile, the median and the best image with their reconstructions, in one plot."""
-    from medisyn.evaluation.report import Table
-
-    titles = ("lowest", "lower quartile", "median", "highest")
-    return Table(
-        name="examples",
-        title="From the lowest to the highest",
-        text="Top row the originals, bottom row what came back.",
-        columns=("image", "key", "SSIM"),
-        rows=tuple((title, images[i].key, f"{check.ssim_N[i]:.4f}") for title, i in zip(titles, shown, strict=True)),
-        numeric=frozenset({2}),
-        plot=_pictures([(images[i].read(), rebuild([images[i].read()])[0]) for i in shown], titles),
-        plot_text="Original images above their reconstructions: lowest SSIM, lower quartile, median, highest",
-    )
-
-
-def _pictures(pairs: Sequence[tuple[np.ndarray, np.ndarray]], titles: Sequence[str]) -> str:
-    """Pairs as two rows of pictures, PNG in base64."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.3), dpi=120, layout="constrained")
-    axes = figure.subplots(2, len(pairs), squeeze=False)
-    for column, (pair, title) in enumerate(zip(pairs, titles, strict=True)):
-        for row, image in enumerate(pair):
-            axes[row, column].imshow(image, interpolation="nearest")
-            axes[row, column].set_axis_off()
-        axes[0, column].set_title(title, fontsize=10)
-    stream = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(stream)
-    return base64.b64encode(stream.getvalue()).decode()
+def by_frame(rebuild: Rebuild) -> Rebuild:
+    """A stage for images as one for clips."""
+    return lambda batch: [np.stack(rebuild(list(clip))) for clip in batch]
