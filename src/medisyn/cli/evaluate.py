@@ -12,16 +12,25 @@ def evaluate(
     synthetic: Annotated[
         Path,
         typer.Argument(
-            help="Folder of generated images with metadata.jsonl, or a corpus of them; of clips (.npz, .gif) or CT "
-            "volumes (.nii, .nii.gz, .nrrd); with --stages a model."
+            help="Folder of generated images with metadata.jsonl, or a corpus of them; of clips (.mkv, .npz, .avi, "
+            ".mp4, .mov, .webm, .gif) or CT volumes (.nii, .nii.gz, .nrrd); with --stages a model."
         ),
     ],
     against: Annotated[
         Path | None,
-        typer.Option(help="Corpus of real images; for clips and volumes a folder of real ones. Not with --anatomy."),
+        typer.Option(
+            help="Corpus of real images or clips; for clips and volumes also a folder. Not with --anatomy; "
+            "with --motion held-out clips, where there are any."
+        ),
     ] = None,
     anatomy: Annotated[
         bool, typer.Option("--anatomy", help="Measure organs in generated chest CTs, and compare pairs of prompts.")
+    ] = False,
+    motion: Annotated[
+        bool,
+        typer.Option(
+            "--motion", help="Measure generated clips: ejection fraction by prompt, motion by its factor, flicker."
+        ),
     ] = False,
     masks: Annotated[
         str, typer.Option(help="Masks for --anatomy: own, classical, lungmask or totalsegmentator.")
@@ -77,7 +86,7 @@ def evaluate(
     real-to-real; how alike the images of a class are; how often a classifier of real images names the class that was
     asked for; and how close the images come to training images. Clips and CT volumes have the same distances in
     features of their own. With --anatomy organs are measured in generated chest CTs, against nothing but the
-    prompts. Writes report.html, result.json and CSV tables.
+    prompts; with --motion what moves in generated clips. Writes report.html, result.json and CSV tables.
 
     Example:
         medisyn evaluate synthetic/a --against corpus/
@@ -85,13 +94,22 @@ def evaluate(
         medisyn evaluate volumes/ --against real-volumes/ --extractor med3d --weights resnet_50.pth
         medisyn evaluate starter-image --stages --against corpus/
         medisyn evaluate volumes/ --anatomy --masks classical
+        medisyn evaluate clips/ --motion --against held-out-clips/
     """
     if anatomy:
         from medisyn.recipes.evaluate_anatomy import evaluate_anatomy
 
-        if stages or against is not None or extractor is not None or weights is not None:
-            raise typer.BadParameter("--stages, --against, --extractor and --weights have no use with --anatomy")
+        if stages or motion or against is not None or extractor is not None or weights is not None:
+            raise typer.BadParameter(
+                "--stages, --motion, --against, --extractor and --weights have no use with --anatomy"
+            )
         found: Any = evaluate_anatomy(synthetic, masks=masks, pairs=pairs, out=out)
+    elif motion:
+        from medisyn.recipes.evaluate_motion import evaluate_motion
+
+        if stages or extractor is not None or weights is not None or masks != "own" or pairs != "auto":
+            raise typer.BadParameter("--stages, --extractor, --weights, --masks and --pairs have no use with --motion")
+        found = evaluate_motion(synthetic, against, out=out, seed=seed)
     elif masks != "own" or pairs != "auto":
         raise typer.BadParameter("--masks and --pairs have no use without --anatomy")
     elif against is None:

@@ -1,4 +1,4 @@
-"""`medisyn generate`: prompts in, a folder of pictures out."""
+"""`medisyn generate`: prompts in, a folder of pictures, CT volumes or clips out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ def generate(
         str, typer.Option(help="A model that ships with MediSyn, a run's folder, a diffusers folder, or a hub id.")
     ] = "starter-image",
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the pictures.", show_default="a folder of its own in synthetic/")
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Folder for what is made; for one clip also its file (.mp4, .mkv, .gif).",
+            show_default="a folder of its own in synthetic/",
+        ),
     ] = None,
     n: Annotated[int, typer.Option("-n", "--number", help="Pictures per prompt.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the run; each picture has its own, from this and its key.")] = 0,
@@ -27,6 +33,16 @@ def generate(
         float | None, typer.Option(help="How strongly the prompt steers; 1 is not at all.", show_default="the model's")
     ] = None,
     negative: Annotated[str, typer.Option(help="What the picture should not show.")] = "",
+    frames: Annotated[int | None, typer.Option(help="Frames of a clip.", show_default="the model's")] = None,
+    motion: Annotated[
+        float | None, typer.Option(help="Of a clip: how much moves, 0 and up.", show_default="the model's")
+    ] = None,
+    appearance: Annotated[
+        float | None,
+        typer.Option(
+            help="Of a clip: how far its last frame may drift from the first, 0 to 1.", show_default="the model's"
+        ),
+    ] = None,
     solver: Annotated[
         str | None, typer.Option(help="dpmpp-2m, euler, or checkpoint: the model's own.", show_default="dpmpp-2m")
     ] = None,
@@ -54,18 +70,28 @@ def generate(
         typer.Option(help="Folder of other generated pictures to show on the --gallery page. Repeatable."),
     ] = None,
     dicom: Annotated[
-        bool, typer.Option("--dicom", help="Of a CT model, also write a DICOM series and its masks.")
+        bool, typer.Option("--dicom", help="Also write DICOM: of a CT a series and its masks, of a clip one file.")
     ] = False,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format",
+            help="Files of a clip: mkv (lossless, what evaluate reads), mp4, gif. Repeatable.",
+            show_default="mkv and mp4",
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Make images from a prompt or a file of prompts.
+    """Make images, CT volumes or clips from a prompt or a file of prompts.
 
     Repeat the command to go on after an interruption; add prompts to the table to add pictures to the folder. Every
-    PNG carries its prompt, seed and model, and metadata.jsonl lists them all (imagefolder layout).
+    file carries its prompt, seed and model, and metadata.jsonl lists them all (imagefolder layout). What is made
+    depends on the model.
 
     Example:
         medisyn generate "Frontal (PA) chest X-ray image" -n 4
         medisyn generate --prompts prompts.csv --model runs/a --out synthetic/a --gallery synthetic/a.html
+        medisyn generate "Apical four-chamber view" --model starter-video --motion 300 --appearance 0.7 -o clip.mp4
     """
     from medisyn.recipes.generate_images import generate_images
 
@@ -81,6 +107,9 @@ def generate(
         width=size if width is None else width,
         steps=steps,
         guidance=guidance,
+        frames=frames,
+        motion=motion,
+        appearance=appearance,
         solver=solver,
         batch_size=batch_size,
         processes=processes,
@@ -92,6 +121,7 @@ def generate(
         gallery=gallery,
         gallery_also=gallery_also or (),
         dicom=dicom,
+        formats=formats or (),
     )
     if json:
         import json as json_format

@@ -33,8 +33,7 @@ def models(
         typer.echo(json_format.dumps([model.as_dict() for model in found], indent=2, ensure_ascii=False))
         return
     for model in found:
-        state = f"{model.megabytes} MB" if model.present else "its weights are not in this build"
-        typer.echo(f"{model.name}   {model.makes} ({state})")
+        typer.echo(f"{model.name}   {model.makes} ({model.state})")
         if name is not None and model.card:
             typer.echo(f"\n{model.card}")
     if name is None:

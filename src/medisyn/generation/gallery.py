@@ -1,4 +1,4 @@
-"""A folder of generated pictures as one HTML page that stands alone: pictures inside, nothing asked of a network."""
+"""Generated pictures or clips as one HTML page that stands alone: all of it inside, nothing asked of a network."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from medisyn.generation.folder import KIND
 from medisyn.generation.provenance import software
 
 MOST_PICTURES = 400  # a page of more is slow to open; it says how many it leaves out
+CLIP_ENDINGS = (".mkv", ".mp4", ".gif")  # of a clip's file in metadata.jsonl
+SHOWN_CLIPS = {".mp4": "video/mp4", ".gif": "image/gif"}  # what browsers play; the first one that is there
 TITLE = "Medical images from text"
 
 
@@ -21,8 +23,8 @@ def write_gallery(folder: Path, page: Path, *, also: Sequence[Path] = (), card: 
     """Write the page of `folder`, which `generate` filled; `card` is the text of the model's card.
 
     Pictures stand under their `specialty` where the prompts said one; those of the folders `also` (made by generate,
-    interpolate or inpaint) follow, each under the folder's name. Raises InputError when a folder holds no generated
-    pictures.
+    interpolate or inpaint) follow, each under the folder's name. Clips play in a loop, from their .mp4 or .gif. Raises
+    InputError when a folder holds no generated pictures or clips, or a clip has neither file.
     """
     run, records = _read(folder)
     shown = records[:MOST_PICTURES]
@@ -60,18 +62,19 @@ def _template() -> Any:
 def _facts(run: Mapping[str, Any], shown: Sequence[Mapping[str, Any]], num_pictures: int) -> list[tuple[str, str]]:
     """What is said once, above the pictures."""
     model, timing = run["model"], run["timing"]
+    one = "clip" if _is_clip(shown[0]) else "picture"
     pictures = (
         f"{num_pictures}" if len(shown) == num_pictures else f"{num_pictures}, of which the first {len(shown)} here"
     )
     facts = [
         ("Model", f"{model['id']} (weights {model['digest'][:16]})"),
-        ("Pictures", f"{pictures}, from {len({record['prompt'] for record in shown})} prompts"),
+        (f"{one.capitalize()}s", f"{pictures}, from {len({record['prompt'] for record in shown})} prompts"),
         ("Solver", f"{model['solver']}, {model['dtype']}"),
     ]
     if timing["pictures"]:
         pace = timing["seconds"] / timing["pictures"]
         device = run["settings"].get("device", f"a machine with {run['environment']['cpus']} CPU cores")
-        facts.append(("Time", f"{pace:.2f} s per picture after loading, on {device}"))
+        facts.append(("Time", f"{pace:.2f} s per {one} after loading, on {device}"))
     return facts
 
 
@@ -84,11 +87,33 @@ def _sections(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapp
 
 
 def _picture(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
-    content = (folder / record["file_name"]).read_bytes()
+    path = _shown_file(folder, record)
     size = f"{record['width']} × {record['height']} pixels"
+    if _is_clip(record):
+        factors = [f"{name} {record[name]:g}" for name in ("motion", "appearance") if record.get(name) is not None]
+        size = ", ".join([f"{record['frames']} frames of {size}, {record['frames_per_second']:g} a second", *factors])
     guidance = "the model's own" if record["guidance"] is None else f"{record['guidance']:g}"
     return {
         **{name: record[name] for name in ("prompt", "seed", "width", "height", "lost_words")},
-        "base64": base64.b64encode(content).decode("ascii"),
+        "kind": SHOWN_CLIPS.get(path.suffix, "image/png"),
+        "base64": base64.b64encode(path.read_bytes()).decode("ascii"),
         "settings": f"{record['solver']}, {record['steps']} steps, guidance {guidance}, {size}",
     }
+
+
+def _is_clip(record: Mapping[str, Any]) -> bool:
+    return str(record["file_name"]).endswith(CLIP_ENDINGS)
+
+
+def _shown_file(folder: Path, record: Mapping[str, Any]) -> Path:
+    """The picture, or the file of a clip that browsers play."""
+    path = folder / record["file_name"]
+    if not _is_clip(record):
+        return path
+    for ending in SHOWN_CLIPS:
+        if path.with_suffix(ending).is_file():
+            return path.with_suffix(ending)
+    raise InputError(
+        f"{folder.name}/ holds {record['key']!r} without an .mp4 or .gif, and browsers play no other; make the clips "
+        f"with --format mkv --format mp4"
+    )

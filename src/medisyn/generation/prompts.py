@@ -1,9 +1,10 @@
 """Prompts as the user wrote them -> requests: one prompt string, or a table (CSV, TSV, JSONL, TXT).
 
 Columns of a table: `prompt` (a corpus table's `caption` and an imagefolder's `text` are read as prompts where there is
-no `prompt`), and, each optional, `key`, `seed`, `negative_prompt`, `n`, `height`, `width`, `steps`, `guidance`. Every
-other column is kept as metadata of the pictures. Columns that MediSyn writes itself (`provenance.WRITTEN`) are read
-over, so the `metadata.jsonl` of an earlier run is a table that makes the same pictures again.
+no `prompt`), and, each optional, `key`, `seed`, `negative_prompt`, `n`, `height`, `width`, `steps`, `guidance`, and of
+clips `frames`, `motion`, `appearance`. Every other column is kept as metadata of the pictures. Columns that MediSyn
+writes itself (`provenance.WRITTEN`) are read over, so the `metadata.jsonl` of an earlier run is a table that makes the
+same pictures again.
 `toward_prompt`, `toward_seed` and `toward_share` are what the frames of an interpolation hold (types.Request). A prompt
 may combine several, each with its weight (grammar.py).
 A TXT file holds one prompt per line. Rows are counted from 1, below the header, without empty lines.
@@ -29,7 +30,8 @@ from medisyn.types import Request
 
 PROMPT_COLUMNS = ("prompt", "caption", "text")  # the first one that a table has is its prompt
 TOWARD = ("toward_prompt", "toward_seed", "toward_share")
-SETTING_COLUMNS = ("key", "seed", "negative_prompt", "n", "height", "width", "steps", "guidance", *TOWARD)
+OF_CLIPS = ("frames", "motion", "appearance")  # settings that only models of clips have
+SETTING_COLUMNS = ("key", "seed", "negative_prompt", "n", "height", "width", "steps", "guidance", *TOWARD, *OF_CLIPS)
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".txt")
 SAFE_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 LARGEST_SEED = 2**63 - 1
@@ -46,13 +48,19 @@ class Defaults:
     width: int | None = None
     steps: int | None = None
     guidance: float | None = None
+    frames: int | None = None
+    motion: float | None = None
+    appearance: float | None = None
 
     def __post_init__(self) -> None:
         for name, (low, high) in WHOLE_NUMBERS.items():
             if getattr(self, name) is not None:
                 _whole(getattr(self, name), name, low, high, where="")
-        if self.guidance is not None:
-            _guidance(self.guidance, where="")
+        for name in ("guidance", "motion"):
+            if getattr(self, name) is not None:
+                _not_negative(getattr(self, name), name, where="")
+        if self.appearance is not None:
+            number_within(self.appearance, "appearance", 0, 1, where="")
 
 
 WHOLE_NUMBERS = {
@@ -61,6 +69,7 @@ WHOLE_NUMBERS = {
     "height": (8, 16384),
     "width": (8, 16384),
     "steps": (1, 10000),
+    "frames": (2, 10000),
 }
 
 
@@ -136,7 +145,7 @@ def _expand(
         name: _whole(row[name], name, low, high, where) if name in row else getattr(defaults, name)
         for name, (low, high) in WHOLE_NUMBERS.items()
     }
-    guidance = _guidance(row["guidance"], where) if "guidance" in row else defaults.guidance
+    factors = _factors(row, defaults, where)
     negative = str(row.get("negative_prompt", defaults.negative_prompt))
     toward = _toward(row, where)
     terms = _terms(row["prompt"], where)
@@ -145,13 +154,23 @@ def _expand(
     for index in range(whole["n"]):
         key = own_key if own_key and index == 0 else f"{own_key or f'{number:05d}'}-{index:03d}"
         seed = _item_seed(whole["seed"], key, index, own="seed" in row)
-        size: dict[str, Any] = {"height": whole["height"], "width": whole["width"], "steps": whole["steps"]}
+        size: dict[str, Any] = {name: whole[name] for name in ("height", "width", "steps", "frames")}
         requests.append(
-            Request(
-                key, row["prompt"], seed, negative, **size, guidance=guidance, metadata=metadata, terms=terms, **toward
-            )
+            Request(key, row["prompt"], seed, negative, **size, **factors, metadata=metadata, terms=terms, **toward)
         )
     return requests
+
+
+def _factors(row: Mapping[str, Any], defaults: Defaults, where: str) -> dict[str, Any]:
+    """Guidance, and of a clip its motion and appearance: the row's own, else the default."""
+    factors = {
+        name: _not_negative(row[name], name, where) if name in row else getattr(defaults, name)
+        for name in ("guidance", "motion")
+    }
+    factors["appearance"] = defaults.appearance
+    if "appearance" in row:
+        factors["appearance"] = number_within(row["appearance"], "appearance", 0, 1, where)
+    return factors
 
 
 def _terms(prompt: str, where: str) -> tuple[tuple[str, float], ...]:
@@ -220,10 +239,10 @@ def _exact_text(value: Any) -> int | None:
         return None
 
 
-def _guidance(value: Any, where: str) -> float:
+def _not_negative(value: Any, name: str, where: str) -> float:
     number = _finite(value)
     if number is None or number < 0:
-        raise InputError(f"{where}guidance must be a number of 0 or more, got {value!r}")
+        raise InputError(f"{where}{name} must be a number of 0 or more, got {value!r}")
     return number
 
 

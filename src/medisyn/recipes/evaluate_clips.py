@@ -1,19 +1,24 @@
-"""Generated clips against real ones: Fréchet and kernel video distance, and how much moves from frame to frame.
+"""Generated clips against real ones: distances in features of clips, and how much moves from frame to frame.
 
-Shapes here: T frames, H, W pixels, N clips.
+A folder of clips holds .mkv, .npz, .avi, .mp4, .mov, .webm and .gif files; where several have one name, the first of
+these kinds is read, so that of `medisyn generate`'s files it is the lossless one. Real clips may also be a corpus; its
+padding is cut off. Shapes here: C channels, T frames, H, W pixels, N clips.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medisyn.errors import InputError, ReadError
+from medisyn import runs
+from medisyn.errors import InputError, MedisynError, ReadError
 from medisyn.recipes.evaluate_sets import (
     SetEvaluation,
     SetSettings,
@@ -21,6 +26,7 @@ from medisyn.recipes.evaluate_sets import (
     files_fingerprint,
     halves,
     listed,
+    listed_files,
     set_warnings,
     write_set_page,
 )
@@ -30,19 +36,77 @@ if TYPE_CHECKING:
     from medisyn.evaluation.report import Table
     from medisyn.recipes.corpus_images import LabelledImage
 
-ENDINGS = (".npz", ".gif")
+ENDINGS = (".mkv", ".npz", ".avi", ".mp4", ".mov", ".webm", ".gif")  # of one name, the first is read
 ARRAY = "array_CTHW"
+LABELS = "masks.npz"  # beside the clip of a phantom
+SPLIT = "test"  # of a corpus of real clips
+
+
+@dataclass(frozen=True)
+class ClipFile:
+    """A clip of a folder; `record` is its line of metadata.jsonl, else its sidecar, else empty."""
+
+    key: str
+    path: Path
+    prompt: str
+    record: Mapping[str, Any]
+
+
+def find_clips(folder: Path) -> list[ClipFile]:
+    """The clips of a folder and its subfolders with their prompts (text, prompt, or caption.txt beside the clip)."""
+    records = {str(record.get("file_name")): record for record in runs.read_jsonl(folder / "metadata.jsonl")}
+    found = []
+    for place in clip_places(folder):
+        path = folder / place
+        record = records.get(place) or _sidecar(path.with_suffix(".json"))
+        caption = path.with_name("caption.txt")
+        prompt = str(record.get("text") or record.get("prompt") or "")
+        if not record and caption.is_file():
+            prompt = caption.read_text(encoding="utf-8").strip()
+        found.append(ClipFile(str(record.get("key") or place), path, prompt, record))
+    return found
+
+
+def clip_places(folder: Path) -> list[str]:
+    """The places of a folder's clips, one file of each name. InputError where there is no folder and no clip."""
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder.name}/ to evaluate")
+    chosen: dict[str, str] = {}
+    for place in listed_files(folder, ENDINGS):
+        if Path(place).name == LABELS:
+            continue
+        name = place[: -len(_ending(place))]
+        if name not in chosen or ENDINGS.index(_ending(place)) < ENDINGS.index(_ending(chosen[name])):
+            chosen[name] = place
+    if not chosen:
+        raise InputError(f"{folder.name}/ holds no clip: no file that ends in {', '.join(ENDINGS)}")
+    return sorted(chosen.values())
+
+
+def _ending(place: str) -> str:
+    return Path(place).suffix.lower()
+
+
+def _sidecar(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise ReadError(f"{path.name}: not readable JSON; it stands beside a clip as its record") from None
+    return dict(content.get("medisyn", {})) if isinstance(content, dict) else {}
 
 
 def read_clip(path: Path) -> Clip:
-    """A clip from .npz (an array named array_CTHW, uint8, 1 or 3 channels) or an animated .gif."""
+    """A clip from a video file, a .gif, or an .npz (an array named array_CTHW, uint8, 1 or 3 channels)."""
+    from medisyn.corpus.readers.video import read_clip as read_video
+
     try:
-        array_CTHW = _from_gif(path) if path.suffix.lower() == ".gif" else _from_npz(path)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, SyntaxError, EOFError) as error:
-        if isinstance(error, InputError):
-            raise
+        return read_video(path) if path.suffix.lower() != ".npz" else Clip(_from_npz(path), UINT8)
+    except MedisynError as error:
+        raise type(error)(f"{path.name}: {str(error).removeprefix(f'{path.name}: ')}") from None
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
         raise ReadError(f"{path.name}: not a readable clip ({type(error).__name__})") from None
-    return Clip(array_CTHW, UINT8)
 
 
 def _from_npz(path: Path) -> np.ndarray:
@@ -55,20 +119,59 @@ def _from_npz(path: Path) -> np.ndarray:
     return array
 
 
-def _from_gif(path: Path) -> np.ndarray:
-    from PIL import Image, ImageSequence
-
-    with Image.open(path) as image:
-        frames = [np.array(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)]
-    return np.stack(frames).transpose(3, 0, 1, 2)
-
-
 def rgb_frames(path: Path) -> np.ndarray:
-    """A clip as extractors take it, (T, H, W, 3) uint8; grey is repeated to three channels."""
-    array_CTHW = read_clip(path).array_CTHW
+    """A clip file as extractors take it, (T, H, W, 3) uint8; grey is repeated to three channels."""
+    return _rgb(read_clip(path).array_CTHW)
+
+
+def _rgb(array_CTHW: np.ndarray) -> np.ndarray:
     if array_CTHW.shape[0] == 1:
         array_CTHW = np.repeat(array_CTHW, 3, axis=0)
     return np.ascontiguousarray(array_CTHW.transpose(1, 2, 3, 0))
+
+
+def without_padding(array_CTHW: np.ndarray, valid_THW: np.ndarray | None) -> np.ndarray:
+    """The part of a clip that holds every real pixel (`valid` 1); padding is measured nowhere."""
+    if valid_THW is None:
+        return array_CTHW
+    real = [np.flatnonzero(valid_THW.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
+    if not real[0].size:
+        raise InputError("a clip of the corpus is all padding; run `medisyn corpus verify`")
+    return array_CTHW[(slice(None), *(slice(places[0], places[-1] + 1) for places in real))]
+
+
+def real_clips(against: Path) -> tuple[list[LabelledImage], str]:
+    """The clips of a folder, or of the test split of a corpus, and the digest that stands for them."""
+    if not (against / "index.parquet").exists():
+        clips = clips_of(against)
+        return clips, files_fingerprint(clips)
+    from medisyn.corpus.loader import Corpus
+    from medisyn.recipes.corpus_images import LabelledImage
+
+    corpus = Corpus(against)
+
+    def reader(row: Any) -> Callable[[], np.ndarray]:
+        def read() -> np.ndarray:
+            sample = corpus.read(row)
+            if not isinstance(sample.item, Clip):
+                raise InputError(f"{row.key} of the corpus is a {type(sample.item).__name__}, not a clip")
+            return _rgb(without_padding(sample.item.array_CTHW, sample.masks.get("valid")))
+
+        return read
+
+    rows = corpus.rows(SPLIT)
+    if not rows:
+        raise InputError(f"the corpus has no clips in the split {SPLIT!r}")
+    return [
+        LabelledImage(row.key, row.sha256, row.caption, "", "", row.patient or row.key, reader(row)) for row in rows
+    ], corpus.fingerprint
+
+
+def clips_of(folder: Path) -> list[LabelledImage]:
+    """The clips of a folder as items to compare, one file of each name."""
+    chosen = set(clip_places(folder))
+    every = zip(listed(folder, ENDINGS, rgb_frames), listed_files(folder, ENDINGS), strict=True)
+    return [item for item, place in every if place in chosen]
 
 
 def frame_step(clip_THWC: np.ndarray) -> float:
@@ -86,10 +189,11 @@ def evaluate_clips(
     cache: Path | None = None,
     out: Path | None = None,
 ) -> SetEvaluation:
-    """Compare the clips (.npz or .gif) of two folders; see `evaluate_images` for the other arguments.
+    """Compare the clips of a folder with real ones (a folder or a corpus); see `evaluate_images` for other arguments.
 
     The real clips are split into two halves of different patients: one to compare with, one for the baseline.
-    `settings.extractor`: "medical-encoder-frames", or "i3d" with the TorchScript file as `weights`.
+    `settings.extractor`: "medical-encoder-frames", whose distances are no FVD, or "i3d" with the TorchScript file as
+    `weights`, whose are.
     """
     from medisyn.evaluation.features import load_extractor
     from medisyn.recipes.evaluate_images import user_cache
@@ -98,7 +202,7 @@ def evaluate_clips(
     settings = settings or SetSettings(extractor="medical-encoder-frames")
     synthetic, against = Path(synthetic), Path(against)
     out = synthetic.with_name(f"{synthetic.name}-evaluation") if out is None else out
-    generated, real = listed(synthetic, ENDINGS, rgb_frames), listed(against, ENDINGS, rgb_frames)
+    generated, (real, fingerprint) = clips_of(synthetic), real_clips(against)
     held_out, other = halves(real, settings.seed)
     extractor = load_extractor(settings.extractor, weights, kind="clips")
     result = evaluate_sets(generated, (held_out, other), extractor, cache or user_cache(), settings)
@@ -111,7 +215,7 @@ def evaluate_clips(
         settings=settings,
         warnings=warnings,
         page=out / "report.html",
-        corpus=files_fingerprint(real),
+        corpus=fingerprint,
         model=made_by(synthetic),
     )
     write_set_page(
@@ -119,14 +223,28 @@ def evaluate_clips(
         found,
         counts={"Generated clips": len(generated), "Real clips": len(real)},
         tables=[_motion_table(motion)],
-        methods=[
-            "The Fréchet video distance mostly sees the content of single frames and hardly their order (Ge et al., "
-            "2024), so the movement is measured by itself: the mean absolute difference of neighbouring frames of each "
-            "clip in grey levels, and the 1-dimensional Wasserstein distance between its distributions. Clips are "
-            "taken as they are: clips padded with black frames are measured with their padding."
-        ],
+        methods=[_methods(settings.extractor)],
     )
     return found
+
+
+def _methods(extractor: str) -> str:
+    """What the distances see, and what is measured beside them."""
+    seen = (
+        "The features are those of the shipped image encoder, frame by frame: their mean over the clip, and their mean "
+        "absolute step from frame to frame. These distances are no Fréchet video distance and compare with no "
+        "published figure."
+    )
+    if extractor.startswith("i3d"):
+        seen = (
+            "The Fréchet video distance mostly sees the content of single frames and hardly their order (Ge et al., "
+            "2024)."
+        )
+    return (
+        f"{seen} So the movement is measured by itself: the mean absolute difference of neighbouring frames of each "
+        f"clip in grey levels, and the 1-dimensional Wasserstein distance between its distributions. Clips of folders "
+        f"are taken as they are, with any black padding; that of a corpus is cut off."
+    )
 
 
 def _motion(

@@ -13,11 +13,13 @@ from medisyn.families.base import Family
 from medisyn.generation.generate import GenerateReport, Reject, generate
 from medisyn.generation.grammar import check_tokens, lost_words
 from medisyn.generation.prompts import (
+    OF_CLIPS,
     Defaults,
     requests_from_prompt,
     requests_from_prompts,
     requests_from_table,
 )
+from medisyn.recipes.generate_clips import generate_clips, is_clip_file, refuse_factors
 from medisyn.recipes.generate_volumes import generate_volumes, refuse_options
 from medisyn.recipes.shipped_models import card_of
 from medisyn.runs import digest
@@ -43,6 +45,9 @@ def generate_images(
     width: int | None = None,
     steps: int | None = None,
     guidance: float | None = None,
+    frames: int | None = None,
+    motion: float | None = None,
+    appearance: float | None = None,
     solver: str | None = None,
     batch_size: int | None = None,
     processes: int = 1,
@@ -55,14 +60,17 @@ def generate_images(
     gallery: Path | str | None = None,
     gallery_also: Sequence[Path | str] = (),
     dicom: bool = False,
+    formats: Sequence[str] = (),
 ) -> GenerateReport:
-    """Make pictures for a prompt, a list of prompts, or a table of `prompts` (CSV, TSV, JSONL, TXT).
+    """Make pictures, CT volumes or clips for a prompt, a list of them, or a table of `prompts` (CSV, TSV, JSONL, TXT).
 
     model: a model that ships with MediSyn, a run's folder, a diffusers Stable Diffusion folder, or a hub id.
     out: the folder; None: one under `synthetic/`, named after the prompt and the settings. The same call goes on where
         it was interrupted, and one with more prompts adds to the folder.
     n, seed, negative_prompt, height, width, steps, guidance: for every prompt whose row does not say otherwise; None is
         the model's own value. Every picture gets its own seed from `seed` and its key.
+    frames, motion, appearance: the same, of models that make clips (motion: 0 and up, how much moves; appearance: 0 to
+        1, how far the last frame may drift from the first).
     processes: each opens the model for itself; on one GPU leave it at 1.
     dtype: "float32", "bfloat16", or "auto": bfloat16 on a GPU and on a CPU that computes in it (half the time, and
         grey levels off by half a level on average), else float32. Every file says which.
@@ -71,11 +79,14 @@ def generate_images(
     policy: the release rules of `medisyn audit` as a YAML file, for reject_copies_of; None: the built-in ones.
     reject: a rule of your own instead.
     gallery: also write an HTML page of the folder there, and of the folders `gallery_also` below it.
-    dicom: of a CT model, also write DICOM (see recipes/generate_volumes.py, which such a model goes on to).
+    dicom: of a model of CT or clips, also write DICOM (see recipes/generate_volumes.py and recipes/generate_clips.py,
+        which such models go on to). formats: of clips, any of mkv, mp4 and gif; none: mkv and mp4. For one clip, `out`
+        may be a file that ends in one of them.
     """
     defaults = Defaults(
-        n=n, seed=seed, negative_prompt=negative_prompt, height=height, width=width, steps=steps, guidance=guidance
-    )
+        n=n, seed=seed, negative_prompt=negative_prompt, height=height, width=width, steps=steps, guidance=guidance,
+        frames=frames, motion=motion, appearance=appearance,
+    )  # fmt: skip
     table = Path(prompts) if prompts is not None else None
     requests = _requests(prompt, table, defaults)
     if gallery_also and gallery is None:
@@ -88,6 +99,10 @@ def generate_images(
     elif policy is not None:
         raise InputError("a policy says which copies are rejected; name the corpus too, with --reject-copies-of")
     opened, facts, device = open_for_sampling(model, device, dtype, solver)
+    if opened.clips is None:
+        refuse_factors(requests, opened.id)
+        clip_file = out is not None and is_clip_file(Path(out))
+        refuse_options({"--format": formats, "a clip's file as --out": clip_file}, f"{opened.id} makes no clips")
     requests = [opened.resolve(request) for request in requests]
     folder = (
         Path(out)
@@ -100,15 +115,25 @@ def generate_images(
     )
     check_tokens(requests, opened.known_tokens)
     lost = {request.prompt: lost_words(request, opened.lost_words) for request in requests}
+    settings = {"device": device_name(device), "processes": processes, "seed": seed}
+    if opened.clips is not None:
+        unread = {"--processes": processes > 1, "--reject-copies-of": reject}
+        refuse_options(unread, "a model of clips works in one process, and copies are looked for among pictures")
+        refuse_options({"--gallery": gallery is not None and is_clip_file(folder)}, "it shows folders of clips")
+        made = generate_clips(
+            requests, opened.clips, folder, model=facts, formats=formats, batch_size=batch_size, lost_words=lost,
+            dicom=dicom, settings=settings,
+        )  # fmt: skip
+        _write_gallery(folder, gallery, gallery_also, model)
+        return made
     if opened.volumes is not None:
         for_pictures = {"--processes": processes > 1, "--gallery": gallery is not None, "--reject-copies-of": reject}
         refuse_options(for_pictures, "a CT model makes volumes, one process at a time")
-        settings = {"device": device_name(device), "processes": 1, "seed": seed}
         return generate_volumes(
             requests, opened.volumes, folder, model=facts, batch_size=batch_size, lost_words=lost, dicom=dicom,
             settings=settings,
         )  # fmt: skip
-    refuse_options({"--dicom": dicom}, "this model makes pictures, and DICOM is for CT volumes")
+    refuse_options({"--dicom": dicom}, "this model makes pictures, and DICOM is for CT volumes and clips")
     family: Family | None = opened.family
     if processes > 1:
         del opened  # the other processes open their own; this one keeps no second copy
@@ -125,13 +150,18 @@ def generate_images(
         reject=reject,
         rejecting=rejecting,
         tries=tries,
-        settings={"device": device_name(device), "processes": processes, "seed": seed},
+        settings=settings,
     )
-    if gallery is not None:
+    _write_gallery(folder, gallery, gallery_also, model)
+    return report
+
+
+def _write_gallery(folder: Path, page: Path | str | None, also: Sequence[Path | str], model: str) -> None:
+    """The page of the folder and of those `also`, where one was asked for."""
+    if page is not None:
         from medisyn.generation.gallery import write_gallery
 
-        write_gallery(folder, Path(gallery), also=[Path(other) for other in gallery_also], card=card_of(model))
-    return report
+        write_gallery(folder, Path(page), also=[Path(other) for other in also], card=card_of(model))
 
 
 def open_for_sampling(
@@ -139,13 +169,15 @@ def open_for_sampling(
 ) -> tuple[OpenedModel, dict[str, str], str]:
     """The opened model, what every record says of it (id, digest, solver, dtype), and the device that "auto" became.
 
-    only_images: what is to be done, where a model of CT volumes cannot do it; such a model is then an InputError.
+    only_images: what is to be done, where a model of CT volumes or of clips cannot do it; such a model is then an
+    InputError.
     """
     device = choose_device(device)
     dtype = fast_dtype(device) if dtype == "auto" else dtype
     opened = _open(model, device, dtype, solver)
-    if only_images and opened.volumes is not None:
-        raise InputError(f"{only_images} works on pictures; {opened.id} makes CT volumes. Choose another --model")
+    if only_images and (opened.volumes is not None or opened.clips is not None):
+        made = "CT volumes" if opened.volumes is not None else "clips"
+        raise InputError(f"{only_images} works on pictures; {opened.id} makes {made}. Choose another --model")
     return opened, {"id": opened.id, "digest": opened.digest, "solver": opened.solver, "dtype": dtype}, device
 
 
@@ -180,7 +212,8 @@ def default_folder(prompts: str | Path, defaults: Defaults, facts: dict[str, str
     """
     name = prompts.stem if isinstance(prompts, Path) else str(prompts)
     words = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-")
-    settings = [name, facts, {key: value for key, value in vars(defaults).items() if key != "n"}]
+    unsaid = [setting for setting in OF_CLIPS if getattr(defaults, setting) is None]
+    settings = [name, facts, {key: value for key, value in vars(defaults).items() if key not in ("n", *unsaid)}]
     return DEFAULT_FOLDER / f"{words or 'prompt'}-{digest(settings)[:6]}"
 
 

@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medisyn.errors import ModelError, closest
+from medisyn.errors import ConfigError, ModelError, closest
 from medisyn.families.base import Family
-from medisyn.recipes.shipped_models import FOLDER, MAKES
+from medisyn.recipes.shipped_models import FOLDER, MAKES, MARKS, is_model
 from medisyn.runs import file_sha256
 from medisyn.types import Request
 
 if TYPE_CHECKING:
     from medisyn.families.medsyn.cascade import MedSyn
+
+HIGEN_SOLVER = "ddim"
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class OpenedModel:
     lost_words: Callable[[str], str]  # words beyond the text encoder's window, "" when none
     known_tokens: Callable[[], Collection[str]] = list  # words learnt by textual inversion, such as "<prostate-mri>"
     volumes: MedSyn | None = None  # the family once more, where it makes CT volumes with masks
+    clips: Family | None = None  # the family once more, where it makes clips
 
 
 def open_model(name: str, *, device: str = "cpu", dtype: str = "float32", solver: str | None = None) -> OpenedModel:
@@ -56,11 +59,17 @@ def open_model(name: str, *, device: str = "cpu", dtype: str = "float32", solver
     Raises ModelError when it is not there, incomplete or of a kind we refuse; ConfigError for an unknown solver.
     """
     place = find_model(name)
+    from medisyn.families.wuerstchen.layouts import is_wuerstchen
+
+    if is_wuerstchen(place.folder):
+        return _open_wuerstchen(place, device, dtype, solver)
     if not (place.folder / "model_index.json").is_file():
         from medisyn.families.medsyn.folders import is_medsyn
 
         if is_medsyn(place.folder):
             return _open_medsyn(place, device, dtype, solver)
+        if (place.folder / "higen.json").is_file():
+            return _open_higen(place, device, dtype, solver)
     from medisyn.families.stable_diffusion.model import StableDiffusion
 
     family = StableDiffusion.from_folder(
@@ -83,6 +92,21 @@ def open_model(name: str, *, device: str = "cpu", dtype: str = "float32", solver
     )
 
 
+def _open_wuerstchen(place: ModelPlace, device: str, dtype: str, solver: str | None) -> OpenedModel:
+    """MediSyn v1's kind of image model: three stages, of which the first reads the prompt at the request's guidance."""
+    from medisyn.families.wuerstchen.model import Wuerstchen
+
+    family = Wuerstchen.from_folder(place.folder, device=device, dtype=dtype, solver=solver)
+    return OpenedModel(
+        family,
+        place.id,
+        weights_digest(place),
+        family.defaults.solver,
+        resolve=family.resolve,
+        lost_words=family.lost_words,
+    )
+
+
 def _open_medsyn(place: ModelPlace, device: str, dtype: str, solver: str | None) -> OpenedModel:
     """A 3D CT model: base model, report encoder and, where there is one, super-resolution."""
     from medisyn.families.medsyn.cascade import MedSyn
@@ -101,6 +125,24 @@ def _open_medsyn(place: ModelPlace, device: str, dtype: str, solver: str | None)
     )
 
 
+def _open_higen(place: ModelPlace, device: str, dtype: str, solver: str | None) -> OpenedModel:
+    """A model of clips. Raises ConfigError for a solver: it is sampled with DDIM alone."""
+    from medisyn.families.higen.model import HiGen
+
+    if solver not in (None, HIGEN_SOLVER):
+        raise ConfigError(f"solver {solver!r} does not apply: {place.id} makes clips, with {HIGEN_SOLVER} alone")
+    family = HiGen.from_folder(place.folder, device=device, dtype=dtype)
+    return OpenedModel(
+        family,
+        place.id,
+        weights_digest(place),
+        HIGEN_SOLVER,
+        resolve=family.resolve,
+        lost_words=family.lost_words,
+        clips=family,
+    )
+
+
 def find_model(name: str) -> ModelPlace:
     """The place of a model by its name.
 
@@ -110,7 +152,7 @@ def find_model(name: str) -> ModelPlace:
     from medisyn.families.stable_diffusion import load
 
     if name in MAKES:
-        if not any((FOLDER / name / file).is_file() for file in ("model_index.json", "medisyn.json")):
+        if not is_model(FOLDER / name):
             raise ModelError(f"the weights of {name} are not in this build. Run `medisyn train {name}` to make them.")
         return ModelPlace(name, name, FOLDER / name)
     path = Path(name)
@@ -158,7 +200,7 @@ def _place_of_folder(path: Path) -> ModelPlace:
     from medisyn.families.stable_diffusion.lora import LORA_FILE
 
     absolute = path.resolve()
-    marks = ("model_index.json", LORA_FILE, DIFFUSERS_FILE, load.SETTINGS_FILE)
+    marks = (*MARKS, LORA_FILE, DIFFUSERS_FILE)
     holds_model = any((absolute / file).is_file() for file in marks)
     folder = absolute / "model" if not holds_model and (absolute / "model").is_dir() else absolute
     if not (folder / "model_index.json").is_file() and (

@@ -10,7 +10,12 @@ from typing import Any
 from medisyn.errors import InputError, closest
 
 FOLDER = Path(__file__).resolve().parents[1] / "starter"
-MAKES = {"starter-image": "2D medical images, 128 x 128 pixels"}
+MAKES = {
+    "starter-image": "2D medical images, 128 x 128 pixels",
+    "starter-ct": "chest CT with lobes, airways and vessels from a report, 64 x 64 x 64 voxels",
+    "starter-video": "beating-heart ultrasound clips, 16 frames of 64 x 112 pixels",
+}
+MARKS = ("model_index.json", "medisyn.json", "higen.json")  # a model's folder holds one of these
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,13 @@ class ShippedModel:
     present: bool
     megabytes: float
     card: str
+
+    @property
+    def state(self) -> str:
+        """Its size, or how to get it."""
+        return (
+            f"{self.megabytes} MB" if self.present else f"not in this build: make it with `medisyn train {self.name}`"
+        )
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -41,6 +53,11 @@ def shipped_model(name: str) -> ShippedModel:
     return _describe(name)
 
 
+def is_model(folder: Path) -> bool:
+    """Whether a folder holds a file by which models are known."""
+    return any((folder / mark).is_file() for mark in MARKS)
+
+
 def card_of(name: str) -> str:
     """The model card (README.md, without its YAML header) of a shipped model or a model folder; "" when it has none."""
     folder = FOLDER / name if name in MAKES else Path(name)
@@ -53,5 +70,5 @@ def card_of(name: str) -> str:
 def _describe(name: str) -> ShippedModel:
     folder = FOLDER / name
     weights = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
-    present = (folder / "model_index.json").is_file() and weights > 0
+    present = is_model(folder) and weights > 0
     return ShippedModel(name, MAKES[name], present, round(weights / 1e6, 1), card_of(name))
