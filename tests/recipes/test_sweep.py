@@ -27,7 +27,9 @@ def test_a_grid_is_made_ranked_and_extended(corpus, encoder, model, tmp_path, ca
     assert [one["cell"] for one in found["cells"]] == [{"guidance": "1", "steps": "1"}, {"guidance": "2", "steps": "1"}]
     assert (found["n"], found["n_real"]) == (6, 12)
     assert min(one["ranked"]["frechet"]["rank"] for one in found["cells"]) == 1
-    assert {"report.html", "result.json", "frechet.csv", "kid.csv"} <= {file.name for file in (tmp_path / "s").iterdir()}
+    assert {"report.html", "result.json", "frechet.csv", "kid.csv"} <= {
+        file.name for file in (tmp_path / "s").iterdir()
+    }
     page = (tmp_path / "s" / "report.html").read_text()
     assert "Equal ranks are not told apart" in page
     assert "real to real" in page

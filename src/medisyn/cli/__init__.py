@@ -29,9 +29,10 @@ COMMANDS = {
     "presets": "List the training presets, or one preset with its values and their sources.",
     "phantom": "Make phantoms: chest CT with exact masks, truth and report.",
     "convert": "Turn published checkpoints into model folders; the only command that reads pickles.",
-    "generate": "Make images from a prompt or a file of prompts.",
+    "generate": "Make images, CT volumes or clips from a prompt or a file of prompts.",
     "models": "List the models that are at hand, or describe one.",
     "evaluate": "Measure generated images against a corpus.",
+    "sweep": "Make images with every combination of some settings, and rank them.",
     "audit": "Look for copies of training images, and decide what may be released.",
     "utility": "Measure what synthetic images are worth to a classifier.",
     "report": "Combine every result below a folder into one page.",
@@ -40,7 +41,7 @@ COMMANDS = {
 }
 
 # Command -> forms of it, chosen by its first word: `medisyn generate inpaint` is `medisyn.cli.forms.inpaint`.
-FORMS = {"generate": ("interpolate", "inpaint")}
+FORMS = {"generate": ("interpolate", "inpaint", "anatomy", "segment")}
 
 # Set before a heavy package is imported, and only where the user has not decided otherwise.
 ENVIRONMENT = {

@@ -263,6 +263,8 @@ def _train(
 
     corpus_digest = fingerprint(corpus)
     store = _store(run, family, run.reader(corpus), out, corpus_digest)
+    if family.unet.reads_text:
+        family.unet.begin_with_reports(store.column("text"))  # a resumed run reads its null text from the checkpoint
     family.to(local_device())
     return train(
         family,

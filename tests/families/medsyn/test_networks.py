@@ -72,6 +72,12 @@ def test_pooled_text_reaches_every_level_and_only_where_asked():
         for block in network.middle:
             torch.nn.init.zeros_(block.text_attention.to_out.weight)
         assert torch.equal(network(**inputs), network(**told)) is not pooled
+    network = build_unet(replace(BASE_TINY, pooled_text=True))
+    reports = 3 + 2 * torch.randn(50, *inputs["text_BTE"].shape[1:])
+    network.begin_with_reports(reports)
+    pooled = (reports.mean(dim=1) - network.text_mean) / network.text_sd
+    torch.testing.assert_close(pooled.std(dim=0), torch.ones(pooled.shape[1]))
+    torch.testing.assert_close(network.null_text[0].mean(dim=0), network.text_mean)
     with pytest.raises(ConfigError, match="pooled_text needs a text"):
         replace(SUPERRES_TINY, pooled_text=True)
 

@@ -101,11 +101,10 @@ class MedSynUNet(ModelMixin, ConfigMixin):
             self.null_text = nn.Parameter(torch.randn(1, text_tokens, text_width))
         if pooled_text:
             self.text_mlp = nn.Sequential(
-                nn.LayerNorm(text_width),
-                nn.Linear(text_width, time_width),
-                nn.GELU(),
-                nn.Linear(time_width, time_width),
+                nn.Linear(text_width, time_width), nn.GELU(), nn.Linear(time_width, time_width)
             )
+            self.register_buffer("text_mean", torch.zeros(text_width))
+            self.register_buffer("text_sd", torch.ones(text_width))
         self.downs = nn.ModuleList(
             DownLevel(
                 block(a, b), block(b, b), block(b, b, IN_SPACE), nn.Identity() if number == last else halve_slice(b)
@@ -154,7 +153,7 @@ class MedSynUNet(ModelMixin, ConfigMixin):
         start = x
         time_BV = self.time_mlp[1:](self.time_mlp[0](times_B.float() * TIME_SCALE).to(x.dtype))
         if self.config["pooled_text"] and text_BTE is not None:
-            time_BV = time_BV + self.text_mlp(text_BTE.mean(dim=1))
+            time_BV = time_BV + self.text_mlp((text_BTE.mean(dim=1) - self.text_mean) / self.text_sd)
 
         skips = []
         for level in self.downs:
@@ -169,6 +168,20 @@ class MedSynUNet(ModelMixin, ConfigMixin):
         for level in self.ups:
             x = level(x, skips.pop(), time_BV)
         return self.head(self.head_block(torch.cat([x, start], dim=1)))
+
+    def begin_with_reports(self, text_NTE: torch.Tensor) -> None:
+        """Where the text is pooled: take its mean and spread from the training reports, and their mean as null text.
+
+        What reports have in common is most of their mean vector, and would drown in the time what they differ in.
+        """
+        if not self.config["pooled_text"]:
+            return
+        text_NTE = text_NTE.float()
+        pooled_NE = text_NTE.mean(dim=1)
+        with torch.no_grad():
+            self.text_mean.copy_(pooled_NE.mean(dim=0))
+            self.text_sd.copy_(pooled_NE.std(dim=0).clamp_min(1e-3))
+            self.null_text.copy_(text_NTE.mean(dim=0, keepdim=True))
 
     def use_up_order(self, order: str) -> None:
         """Run the same weights in the other order of the published scripts, in place."""

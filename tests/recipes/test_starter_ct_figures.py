@@ -1,0 +1,102 @@
+"""`benchmarks/starter_ct.py`: verdicts from values by hand, one stage on a random model, and the table."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import build_medsyn as build
+from medisyn.families.medsyn.cascade import MedSyn
+from medisyn.phantoms.folder import write_phantoms
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "starter_ct.py"
+
+
+@pytest.fixture(scope="module")
+def figures():
+    spec = importlib.util.spec_from_file_location("starter_ct_figures", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    sys.path.insert(0, str(SCRIPT.parent))  # as when the script is run
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(SCRIPT.parent))
+    return module
+
+
+class Known:
+    """A bench whose volumes measure what the test says."""
+
+    def __init__(self, arms, normals=()):
+        self.arms, self.normals = arms, normals
+
+    def made(self, name, prompt):
+        return self.arms[name]
+
+    def measured_phantoms(self):
+        return [{"kinds": kinds, "values": {"effusion_ml": value}} for kinds, value in self.normals]
+
+
+def rows(*values):
+    return [{"effusion_ml": value} for value in values]
+
+
+def test_a_pair_is_judged_by_phantoms_without_the_finding(figures):
+    normals = [([], float(n)) for n in range(41)] + [(["effusion"], 900.0)] * 9 + [(["nodule"], None)]
+    arms = {"effusion-present": rows(*range(500, 508)), "effusion-absent": rows(0, *range(2, 9), float("nan"))}
+    found = figures.pair(Known(arms, normals), "effusion")
+    assert found["normal_range"] == pytest.approx((1, 39))
+    assert found["n_normal"] == 41
+    assert found["medians"] == {"present": 503.5, "absent": 4.5}
+    assert (found["n_present"], found["n_absent"], found["not_measured"]["absent"]) == (8, 8, 1)
+    assert found["p"] == pytest.approx(1 / 12870, rel=0.05)  # exact Mann-Whitney: 1 of 16 over 8
+    assert found["absent_in_range"] == 7 / 8
+    assert found["reached"] == {"p < 0.001": True, "absent inside the normal range": True}
+    none = figures.pair(Known({**arms, "effusion-absent": rows(*[400.0] * 8)}, normals), "effusion")
+    assert none["reached"]["absent inside the normal range"] is False
+    assert "| effusion | superiority, p = " in figures.markdown({"stages": {"effusion": json.loads(json.dumps(found))}})
+
+
+def test_a_side_without_fluid_is_wrong(figures):
+    def fluid(left, right):
+        return {"effusion_left_ml": left, "effusion_right_ml": right}
+
+    arms = {
+        "side-left": [fluid(3.0, 1.0)] * 9 + [fluid(0.0, 0.0)],
+        "side-right": [fluid(3.0, 10.0)] * 9 + [fluid(float("nan"), float("nan"))],
+    }
+    found = figures.side(Known(arms))
+    assert (found["share"], found["n"]) == (0.9, 20)
+    assert found["right"]["left"] == {"n": 10, "right": 9}
+    assert found["reached"] == {"right in at least 90 %": True}
+    assert found["interval"]["low"] < 0.9 < found["interval"]["high"]
+
+
+def test_one_stage_of_a_random_model_is_kept_and_put_into_the_table(figures, tmp_path, capsys):
+    MedSyn(build.base()).save(tmp_path / "model")
+    write_phantoms(tmp_path / "phantoms", 2, size=32)
+    arguments = [str(tmp_path / "model"), "--phantoms", str(tmp_path / "phantoms"), "--out", str(tmp_path / "out")]
+    figures.main([*arguments, "--count", "2", "--only", "segmentation", "--dtype", "float32"])
+    found = json.loads((tmp_path / "out" / "figures.json").read_text())
+    stage = found["stages"]["segmentation"]
+    assert stage["dice"]["report, lobe"]["n"] == 2
+    gap = stage["dice"]["report, lobe"]["mean"] - stage["dice"]["classical, lobe"]["mean"]
+    assert stage["differences"]["report against classical, lobe"]["mean"] == pytest.approx(gap)
+    assert "| segmentation | Dice: report, lobe |" in (tmp_path / "out" / "figures.md").read_text()
+    stamp = (tmp_path / "out" / "segmentation.json").stat().st_mtime_ns
+    figures.main([*arguments, "--count", "2", "--only", "segmentation", "--dtype", "float32"])
+    assert (tmp_path / "out" / "segmentation.json").stat().st_mtime_ns == stamp
+    with pytest.raises(SystemExit):
+        figures.main([*arguments, "--only", "lobe"])
+    assert "--only 'lobe' is unknown" in capsys.readouterr().err
+
+
+def test_vessels_are_compared_inside_the_lungs(figures):
+    lobes, vessel = np.zeros((2, 2, 2), np.uint8), np.ones((2, 2, 2), np.uint8)
+    lobes[0] = 3
+    assert figures._in_lungs({"vessel": vessel, "airway": vessel}, lobes)["vessel"].sum() == 4
+    assert figures._in_lungs({"vessel": vessel, "airway": vessel}, lobes)["airway"].sum() == 8
