@@ -47,12 +47,14 @@ def stratum_of(metadata: Mapping[str, Any]) -> str:
 
 
 def corpus_images(corpus: Any, split: str | None) -> list[LabelledImage]:
-    """The images of one split, or of all; InputError when there are none."""
+    """The images of one split, or of all; InputError when there are none, and for a corpus of clips."""
     from medisyn.evaluation.classify import class_name
 
     rows = corpus.rows(split)
     if not rows:
         raise InputError(f"the corpus has no images in the split {split!r}")
+    if rows[0].is_clip:
+        raise InputError("the corpus holds clips, and this compares images; give a corpus of pictures")
 
     def reader(row: Any) -> Callable[[], np.ndarray]:
         return lambda: rgb(corpus.read(row).item)

@@ -299,11 +299,15 @@ def _read_index(corpus: Path, split: str) -> tuple[Any, list[Any]]:
 
 
 def open_corpus(path: Path, split: str) -> Any:
+    """A corpus of pictures with samples in `split`. Raises CorpusError for one without, and for one of clips."""
     from medisyn.corpus.loader import Corpus
 
     corpus = Corpus(path)
-    if not corpus.rows(split):
+    rows = corpus.rows(split)
+    if not rows:
         raise CorpusError(f"the corpus has no samples in split {split!r}; there is nothing to train on")
+    if rows[0].is_clip:
+        raise CorpusError("the corpus holds clips, this preset learns pictures; train medisyn-v1-video on it")
     return corpus
 
 
