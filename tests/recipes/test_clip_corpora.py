@@ -1,13 +1,13 @@
 """A corpus of clips given to what reads pictures: one sentence, before anything is made."""
 
 import pytest
+from tests.corpus.test_clip_corpus import described, videos
 
 from medisyn.corpus.curate import curate
 from medisyn.corpus.loader import Corpus
 from medisyn.errors import CorpusError, InputError
 from medisyn.recipes.corpus_images import corpus_images
 from medisyn.recipes.finetune import open_corpus
-from tests.corpus.test_clip_corpus import described, videos
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,13 @@
 import json
 
 import pytest
+from tests.build import tiny_folder
+from tests.end_to_end.test_evaluate import corpus, encoder  # noqa: F401  fixtures
 
 from medisyn.cli import main
 from medisyn.errors import ConfigError, InputError
 from medisyn.recipes import sweep as module
 from medisyn.recipes.sweep import SweepSettings, grid, label, sweep, training_part
-from tests.build import tiny_folder
-from tests.end_to_end.test_evaluate import corpus, encoder  # noqa: F401  fixtures
 
 ASKED = {"prompt": "A red slide", "n": 6, "resamples": 20}
 

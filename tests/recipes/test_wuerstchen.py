@@ -9,9 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 import build_corpus
-from medisyn import runs
+from medisyn import ffv1, runs
 from medisyn.cli import main
-from medisyn import ffv1
 from medisyn.corpus.loader import Corpus
 from medisyn.corpus.shards import Entry, write_index, write_shard
 from medisyn.errors import ConfigError, InputError, ModelError

@@ -260,18 +260,6 @@ def test_two_processes_may_not_write_to_one_folder(tmp_path):
         run(tmp_path)
 
 
-def test_more_ranks_than_samples_in_a_batch(tmp_path):
-    from medisyn.training.step import Stepper
-
-    class Two:
-        num_processes = 2
-
-    from build_training import settings
-
-    with pytest.raises(ConfigError, match="batch_size 1 is smaller than the number of processes"):
-        Stepper(torch.nn.Identity(), [], None, Two(), settings(batch_size=1))
-
-
 def test_a_family_must_give_one_loss_per_sample(tmp_path):
     family = LinearFamily()
     family.loss = lambda encoded, draws: (family.net(encoded["x"]) ** 2).mean()

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medisyn.errors import InputError
+from medisyn.errors import ConfigError, InputError
 from medisyn.seeding import share
-from medisyn.training.order import Order, balanced_weights, draw_keys
+from medisyn.training.order import Order, Split, balanced_weights, draw_keys
 
 
 @given(st.integers(1, 30), st.integers(1, 12), st.integers(0, 2**32))
@@ -88,3 +88,45 @@ def test_the_steps_that_end_an_epoch_by_hand():
     assert [done for done in range(1, 6) if Order(130, 128, 0).ends_epoch(done)] == [2, 3, 4, 5]
     assert [done for done in range(1, 11) if Order(10, 4, 0).ends_epoch(done)] == [3, 5, 8, 10]
     assert [done for done in range(1, 7) if Order(4, 2, 0).ends_epoch(done)] == [2, 4, 6]
+
+
+def test_the_paper_s_split_by_hand():
+    # 8 processes, half of them on 32 clips and half on 512 pictures: 4 x 8 clips, 4 x 128 pictures
+    split = Split((32, 512), (0.5, 0.5), 8)
+    assert [[len(slots) for slots in split.slots(rank)] for rank in range(8)] == [[8, 0]] * 4 + [[0, 128]] * 4
+    # the ranks' average of sums: (4 ranks x 8 clips x weight) / 8 ranks = 0.5, as the mean over 32 clips times 0.5
+    assert split.loss_weight(0) * 32 / 8 == pytest.approx(0.5)
+    assert split.loss_weight(1) * 512 / 8 == pytest.approx(0.5)
+
+
+@given(
+    st.lists(st.integers(8, 30), min_size=1, max_size=3),
+    st.lists(st.floats(0.1, 1), min_size=3, max_size=3),
+    st.integers(1, 8),
+)
+def test_every_slot_has_one_rank(sizes, weights, world_size):
+    if 1 < world_size < len(sizes):
+        return
+    split = Split(tuple(sizes), tuple(weights[: len(sizes)]), world_size)
+    places = [place for rank in range(world_size) for place in split.places(rank)]
+    assert sorted(places) == list(range(sum(sizes)))
+    for kind, size in enumerate(sizes):  # as the mean over the kind's slots, times its weight
+        assert split.loss_weight(kind) * size / world_size == pytest.approx(weights[kind])
+
+
+def test_one_kind_is_shared_as_any_list():
+    split = Split((8,), (1.0,), 3)
+    assert [split.places(rank) for rank in range(3)] == [list(share(range(8), rank, 3)) for rank in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "weights", "world_size", "text"),
+    [
+        ((1,), (1.0,), 2, "batch_size 1 is smaller than the number of processes"),
+        ((4, 4), (0.5, 0.0), 1, "must be above 0"),
+        ((4, 4, 4), (1.0, 1.0, 1.0), 2, "3 kinds of example need one process, or at least one each"),
+    ],
+)
+def test_splits_that_are_refused(sizes, weights, world_size, text):
+    with pytest.raises(ConfigError, match=text):
+        Split(sizes, weights, world_size)

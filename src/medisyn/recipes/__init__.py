@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from medisyn.errors import ConfigError, closest
+from medisyn.recipes.higen_presets import MEDISYN_V1_VIDEO, MEDISYN_V1_VIDEO_TINY
+from medisyn.recipes.higen_starter import STARTER_VIDEO
 from medisyn.recipes.medical_encoder_run import MedicalEncoderRun
 from medisyn.recipes.medisyn_v2 import MEDISYN_V2, MEDISYN_V2_LORA, MEDISYN_V2_TINY, SD_FINETUNE, SD_FINETUNE_TINY
 from medisyn.recipes.medsyn_presets import (
@@ -24,6 +26,7 @@ from medisyn.recipes.medsyn_starter import STARTER_CT
 from medisyn.recipes.overrides import with_overrides
 from medisyn.recipes.starter_image import STARTER_IMAGE
 from medisyn.recipes.textual_inversion import TEXTUAL_INVERSION, TEXTUAL_INVERSION_TINY
+from medisyn.recipes.wuerstchen import MEDISYN_V1_IMAGE, MEDISYN_V1_IMAGE_TINY
 
 __all__ = ["PRESETS", "Preset", "Report", "get_preset", "with_overrides"]
 
@@ -60,6 +63,10 @@ class Preset(Protocol):
 
 
 PRESETS: Mapping[str, Preset] = {
+    "medisyn-v1-image": MEDISYN_V1_IMAGE,
+    "medisyn-v1-image-tiny": MEDISYN_V1_IMAGE_TINY,
+    "medisyn-v1-video": MEDISYN_V1_VIDEO,
+    "medisyn-v1-video-tiny": MEDISYN_V1_VIDEO_TINY,
     "medisyn-v2": MEDISYN_V2,
     "medisyn-v2-lora": MEDISYN_V2_LORA,
     "medisyn-v2-tiny": MEDISYN_V2_TINY,
@@ -75,6 +82,7 @@ PRESETS: Mapping[str, Preset] = {
     "textual-inversion-tiny": TEXTUAL_INVERSION_TINY,
     "starter-image": STARTER_IMAGE,
     "starter-ct": STARTER_CT,
+    "starter-video": STARTER_VIDEO,
     "medical-encoder": MedicalEncoderRun(),
 }
 

@@ -2,6 +2,7 @@
 
 The effective batch of a step is the same whatever the number of processes; each rank takes its share of it.
 Shapes here: N samples, V stored variants of each, B effective batch. Row r of a store: variant r % V of sample r // V.
+A joint run has K kinds of example; its effective batch is that of each kind, one after the other.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from medisyn.errors import InputError
+from medisyn.errors import ConfigError, InputError
 from medisyn.seeding import seed_for
 
 
@@ -77,6 +78,62 @@ class Order:
 def _permutation(num_samples: int, seed: int, epoch: int) -> np.ndarray:
     draws = np.random.default_rng(seed_for(seed, f"order/{epoch}")).random(num_samples)
     return np.argsort(draws, kind="stable")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which rank works on which slots of the effective batch, and what each slot's loss counts.
+
+    sizes_K     slots of each kind of example
+    weights_K   what the mean loss over a kind's slots counts in the loss of the step
+
+    One rank works on all kinds in turn. Several ranks are divided among the kinds, in proportion to the weights and at
+    least one each; a kind's ranks share its slots. Both give the same gradient, up to rounding.
+    """
+
+    sizes_K: tuple[int, ...]
+    weights_K: tuple[float, ...]
+    world_size: int
+
+    def __post_init__(self) -> None:
+        if min(self.weights_K) <= 0:
+            raise ConfigError(f"the weight of each kind of example must be above 0, got {self.weights_K}")
+        if 1 < self.world_size < len(self.sizes_K):
+            raise ConfigError(
+                f"{len(self.sizes_K)} kinds of example need one process, or at least one each; got {self.world_size}"
+            )
+        for size, ranks in zip(self.sizes_K, self._ranks_K(), strict=True):
+            if size < len(ranks):
+                raise ConfigError(
+                    f"batch_size {size} is smaller than the number of processes ({len(ranks)}): some would have "
+                    "nothing to do"
+                )
+
+    def slots(self, rank: int) -> list[range]:
+        """This rank's slots within each kind's part of the batch."""
+        return [
+            range(ranks.index(rank), size, len(ranks)) if rank in ranks else range(0)
+            for size, ranks in zip(self.sizes_K, self._ranks_K(), strict=True)
+        ]
+
+    def places(self, rank: int) -> list[int]:
+        """The same as places in the effective batch, in the order in which this rank works on them."""
+        starts_K = np.cumsum((0, *self.sizes_K[:-1]))
+        return [int(start) + slot for start, slots in zip(starts_K, self.slots(rank), strict=True) for slot in slots]
+
+    def loss_weight(self, kind: int) -> float:
+        """What one slot's loss is multiplied by, so that the ranks' average of sums is the weighted sum of means."""
+        return self.weights_K[kind] * (self.world_size / self.sizes_K[kind])
+
+    def _ranks_K(self) -> list[list[int]]:
+        ranks = list(range(self.world_size))
+        if self.world_size == 1:
+            return [ranks for _ in self.sizes_K]
+        counts, owed = [1] * len(self.sizes_K), np.array(self.weights_K) / sum(self.weights_K) * self.world_size
+        for _ in range(self.world_size - len(counts)):
+            counts[int(np.argmax(owed - counts))] += 1  # whoever lacks most; of equals the first
+        ends = np.cumsum(counts)
+        return [ranks[end - count : end] for count, end in zip(counts, ends, strict=True)]
 
 
 def balanced_weights(classes: Sequence[str]) -> np.ndarray:

@@ -18,14 +18,14 @@ from medisyn import runs
 from medisyn.errors import ConfigError
 from medisyn.families.base import Family
 from medisyn.training import memory
-from medisyn.training.batches import Examples, StepRows, stream, variants_of
+from medisyn.training.batches import Examples, StepRows, kinds_of, orders_of, stream, variants_of
 from medisyn.training.checkpoint import Checkpoint, Checkpoints, pack, unpack
 from medisyn.training.ema import Ema
 from medisyn.training.energy import EnergyMeter, find_counters, gpu_uuid_of
 from medisyn.training.launch import accelerator_for
 from medisyn.training.log import TrainLog
 from medisyn.training.optim import build_optimizer, check_groups
-from medisyn.training.order import Order
+from medisyn.training.order import Order, Split
 from medisyn.training.settings import TrainSettings, keys_that_forbid_resuming, resolved
 from medisyn.training.step import LossModule, Stepper, StepResult
 
@@ -57,7 +57,14 @@ class Run:
             variants_of(examples),
             None if weights is None else np.asarray(weights),
         )
+        self.kinds = kinds_of(examples, settings.batch_size, settings.micro_batch_size)
+        self.orders = orders_of(self.kinds, self.order)
         self.accelerator = accelerator_for(settings.precision)
+        self.split = Split(
+            tuple(kind.batch_size for kind in self.kinds),
+            tuple(kind.weight for kind in self.kinds),
+            self.accelerator.num_processes,
+        )
         self.checkpoints = Checkpoints(run_dir, settings.keep_last)
 
     # --- opening -----------------------------------------------------------------------------------------------
@@ -87,7 +94,7 @@ class Run:
         latest = self.checkpoints.latest()
         self._restore(latest)
         module = self.accelerator.prepare_model(LossModule(self.family, parameters))
-        self.stepper = Stepper(module, parameters, self.optimizer, self.accelerator, self.settings)
+        self.stepper = Stepper(module, parameters, self.optimizer, self.accelerator, self.settings, self.split)
         self._write_run_json()
         self.log = TrainLog(
             self.run_dir,
@@ -120,7 +127,8 @@ class Run:
         if self.is_main:
             done = f", resuming after step {self.first_step}" if self.first_step else ""
             self.announce(
-                f"{len(self.examples.keys)} samples, {self.settings.num_steps} steps of {self.settings.batch_size} "
+                f"{len(self.examples.keys)} samples, {self.settings.num_steps} steps of "
+                f"{' and '.join(f'{kind.batch_size} {kind.name}'.strip() for kind in self.kinds)} "
                 f"({self.order.epoch(self.settings.num_steps):.1f} epochs) on {self.accelerator.num_processes} "
                 f"process(es), {self.accelerator.device.type}, {self.settings.precision}{done}"
             )
@@ -132,8 +140,7 @@ class Run:
     def rows(self) -> Iterator[StepRows]:
         """This rank's rows of every step still to do."""
         steps = range(self.first_step, self.settings.num_steps)
-        rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
-        return stream(self.examples, self.order, steps, rank, world_size, self.settings.micro_batch_size)
+        return stream(self.kinds, self.orders, self.split, steps, self.accelerator.process_index)
 
     def finish_step(self, step: int, result: StepResult) -> int:
         """Average the weights and log. Returns the number of steps done."""
@@ -142,6 +149,9 @@ class Run:
         self.log.step(result.loss)
         if self.is_due("log", self.steps_done):
             values = dataclasses.asdict(result)
+            means_K = values.pop("means_K")
+            if len(self.kinds) > 1:
+                values |= {f"loss_{kind.name}": mean for kind, mean in zip(self.kinds, means_K, strict=True)}
             self.log.write(
                 self.steps_done, **values, epoch=self.order.epoch(self.steps_done), samples_per_second=self.speed()
             )
@@ -157,7 +167,7 @@ class Run:
 
     def speed(self) -> float:
         """Samples per second since this call started, previews and checkpoints included."""
-        samples = (self.steps_done - self.first_step) * self.settings.batch_size
+        samples = (self.steps_done - self.first_step) * sum(self.split.sizes_K)
         return round(samples / max(time.monotonic() - self.started, 1e-9), 3)
 
     def write_preview(self, done: int) -> None:

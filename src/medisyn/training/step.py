@@ -1,6 +1,6 @@
 """One optimiser step: losses per sample, their gradients over accumulated passes, the guard, and the update.
 
-Shapes here: B effective batch (all ranks), R this rank's rows, M rows of one forward pass.
+Shapes here: B effective batch (all ranks), R this rank's rows, M rows of one forward pass, K kinds of example.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from medisyn.errors import ConfigError, ModelError, TrainingError
+from medisyn.errors import ModelError, TrainingError
 from medisyn.families.base import Family
 from medisyn.seeding import generator_for, seed_for
 from medisyn.training.batches import StepRows
 from medisyn.training.optim import learning_rate_at, set_learning_rate
+from medisyn.training.order import Split
 from medisyn.training.settings import TrainSettings
 
 
@@ -41,11 +42,15 @@ class LossModule(nn.Module):
 
 @dataclass(frozen=True)
 class StepResult:
-    """Of one optimiser step: mean loss over the effective batch, rate used, gradient norm before clipping."""
+    """Of one optimiser step: loss over the effective batch, rate used, gradient norm before clipping.
+
+    With one kind of example the loss is the mean; of several, the weighted sum of the means in `means_K`.
+    """
 
     loss: float
     learning_rate: float
     grad_norm: float
+    means_K: tuple[float, ...]
 
 
 class NonFiniteLoss(TrainingError):
@@ -62,12 +67,9 @@ class Stepper:
         optimizer: torch.optim.Optimizer,
         accelerator: Accelerator,
         settings: TrainSettings,
+        split: Split,
     ) -> None:
-        if settings.batch_size < accelerator.num_processes:
-            raise ConfigError(
-                f"batch_size {settings.batch_size} is smaller than the number of processes "
-                f"({accelerator.num_processes}): some would have nothing to do"
-            )
+        self.split = split
         self.module, self.parameters = module, list(parameters)
         self.optimizer, self.accelerator, self.settings = optimizer, accelerator, settings
 
@@ -86,7 +88,9 @@ class Stepper:
         set_learning_rate(self.optimizer, rate)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return StepResult(float(losses_B.mean()), rate, grad_norm), stop
+        means_K = tuple(float(part.mean()) for part in losses_B.split(list(self.split.sizes_K)))
+        loss = sum(weight * mean for weight, mean in zip(self.split.weights_K, means_K, strict=True))
+        return StepResult(loss, rate, grad_norm, means_K), stop
 
     def _seed_dropout(self, step: int) -> None:
         """As `torch.manual_seed` for the device in use; without CUDA that one formats a stack trace at each call."""
@@ -96,9 +100,7 @@ class Stepper:
             torch.cuda.manual_seed(seed)
 
     def _backward(self, rows: StepRows) -> torch.Tensor:
-        """Gradients of the mean loss over B; the reduction between ranks waits for the last pass."""
-        # DistributedDataParallel averages over ranks; this weight makes the average of sums the mean over B.
-        weight = self.accelerator.num_processes / self.settings.batch_size
+        """Gradients of the step's loss; the reduction between ranks, an average, waits for the last pass."""
         losses, first = [], 0
         for number, encoded in enumerate(rows.passes):
             last = number == len(rows.passes) - 1
@@ -108,7 +110,7 @@ class Stepper:
             encoded = {name: tensor.to(self.accelerator.device) for name, tensor in encoded.items()}
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
                 losses_M = self.module(encoded, draws)
-                self.accelerator.backward(losses_M.float().sum() * weight)
+                self.accelerator.backward(losses_M.float().sum() * self.split.loss_weight(rows.kinds[number]))
             losses.append(losses_M.detach().float())
         return torch.cat(losses)
 
@@ -128,11 +130,14 @@ class Stepper:
         if world_size == 1:
             fetched = torch.cat([losses_R, norm]).cpu()
             return fetched[:-1], float(fetched[-1]), stop_requested()
-        message = torch.zeros(math.ceil(self.settings.batch_size / world_size) + 1, device=losses_R.device)
+        places = [self.split.places(rank) for rank in range(world_size)]
+        message = torch.zeros(max(map(len, places)) + 1, device=losses_R.device)
         message[: len(losses_R)], message[-1] = losses_R, float(stop_requested())
         fetched = torch.cat([self.accelerator.gather(message), norm]).cpu()
         gathered, grad_norm = fetched[:-1].reshape(world_size, -1), float(fetched[-1])
-        losses_B = gathered[:, :-1].T.reshape(-1)[: self.settings.batch_size]  # rank r holds slots r, r + W, ...
+        losses_B = torch.empty(sum(self.split.sizes_K))
+        for rank, mine in enumerate(places):
+            losses_B[mine] = gathered[rank, : len(mine)]
         return losses_B, grad_norm, bool(gathered[:, -1].any())
 
     def _guard(self, rows: StepRows, losses_B: torch.Tensor) -> None:

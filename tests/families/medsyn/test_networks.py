@@ -64,7 +64,7 @@ def test_text_time_and_slices_reach_the_output():
 
 
 def test_pooled_text_reaches_every_level_and_only_where_asked():
-    """With the cross-attention's output at zero, the text acts through the time alone; without the option, not at all."""
+    """With the cross-attention at zero, the text acts through the time alone; without the option, not at all."""
     inputs = base_input()
     told = {**inputs, "text_BTE": inputs["text_BTE"] + torch.randn(1, 1, inputs["text_BTE"].shape[-1])}
     for pooled in (True, False):
