@@ -21,7 +21,6 @@ from medisyn.recipes.fixed_channels import (
     channels_of,
     find_anatomies,
     generate_anatomy,
-    upscale_keeping,
 )
 from medisyn.types import Request
 
@@ -82,9 +81,9 @@ def test_without_given_channels_it_is_the_cascade_bit_for_bit():
 def test_super_resolution_sees_what_is_given():
     refiner = build.superres()
     low = torch.randn(1, 4, 8, 8, 8, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
-    plain = upscale_keeping(refiner, low, 5, {})
+    plain = refiner.upscale(low, [5], known=[{}])
     assert torch.equal(plain, refiner.upscale(low, [5]))
-    kept = upscale_keeping(refiner, low, 5, _known(refiner.grid))
+    kept = refiner.upscale(low, [5], known=[_known(refiner.grid)])
     assert not torch.equal(kept[0, 0], plain[0, 0])
 
 
@@ -94,7 +93,7 @@ def test_no_report_is_the_learned_null_text():
     nothing = Fixing(whole, lambda _: known).sample([whole.resolve(request(NO_REPORT))])
     low = {name: channel[::2, ::2, ::2] for name, channel in known.items()}
     expected = whole.base.sample([whole.resolve(request(""))], [low])
-    again = upscale_keeping(whole.superres, expected, 3, known)
+    again = whole.superres.upscale(expected, [3], known=[known])
     assert torch.equal(nothing, again)
 
 

@@ -24,7 +24,7 @@ import torch
 
 from medisyn.errors import InputError, closest
 from medisyn.families.medsyn.cascade import MedSyn
-from medisyn.families.medsyn.channels import channels_from_sample, scale_channel, stack_known
+from medisyn.families.medsyn.channels import channels_from_sample, scale_channel
 from medisyn.generation.grammar import terms_for_request
 from medisyn.generation.prompts import SAFE_KEY, Defaults
 from medisyn.recipes.medsyn_corpus import MASKS, TABLE_SUFFIXES, VOLUME_SUFFIX
@@ -35,7 +35,6 @@ from medisyn.types import HU, Request, Sample, Volume
 if TYPE_CHECKING:
     from medisyn.families.medsyn.base_model import Known
     from medisyn.families.medsyn.config import Grid
-    from medisyn.families.medsyn.superres import MedSynSuperResolution
     from medisyn.recipes.generate_volumes import VolumesReport
 
 NO_REPORT = "(no report)"  # what requests and records say where the model is to read the learned null text
@@ -78,44 +77,7 @@ class Fixing(MedSyn):
         low = self.base.sample(
             requests, [{name: channel[::step, ::step, ::step] for name, channel in one.items()} for one in fine]
         )
-        seeds = [request.seed for request in requests]
-        return torch.cat(
-            [
-                upscale_keeping(self.superres, row[None], seed, one)
-                for row, seed, one in zip(low, seeds, fine, strict=True)
-            ]
-        )
-
-
-def upscale_keeping(refiner: MedSynSuperResolution, low_1Cdhw: torch.Tensor, seed: int, known: Known) -> torch.Tensor:
-    """As `MedSynSuperResolution.upscale` of one volume, with channels of the fine grid kept at every step."""
-    from medisyn.diffusion.clean_solvers import solve
-    from medisyn.families.medsyn.base_model import eval_mode
-    from medisyn.families.medsyn.objective import repeat_voxels
-    from medisyn.families.medsyn.tiles import in_tiles
-    from medisyn.seeding import generator_for
-
-    values, is_given = stack_known(known, refiner.grid)
-    condition = repeat_voxels(low_1Cdhw.float().cpu(), refiner.config.factor)
-    noise = torch.randn(condition.shape[1:], generator=generator_for(seed, "superres"))[None]
-
-    def tile_call(noisy: torch.Tensor, given: torch.Tensor, time: float) -> torch.Tensor:
-        times, dtype = torch.full((len(noisy),), time, device=refiner.device), refiner.unet.dtype
-        inputs = (noisy.to(refiner.device, dtype), times)
-        return refiner.unet(*inputs, condition_BCDHW=given.to(refiner.device, dtype)).float().cpu()
-
-    def predict(x_BCDHW: torch.Tensor, time: float) -> torch.Tensor:
-        clean = in_tiles(
-            functools.partial(tile_call, time=time),
-            (x_BCDHW, condition),
-            tile=refiner.defaults.tile,
-            overlap=refiner.defaults.overlap,
-            multiples=(1, refiner.multiple, refiner.multiple),
-        )
-        return torch.where(is_given, values, clean).clamp(-1, 1)
-
-    with eval_mode(refiner.unet):
-        return solve(predict, noise, refiner.defaults.solver, refiner.defaults.superres_steps)
+        return self.superres.upscale(low, [request.seed for request in requests], known=fine)
 
 
 def generate_anatomy(

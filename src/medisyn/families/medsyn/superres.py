@@ -16,8 +16,8 @@ from medisyn.diffusion.cosine import cosine_alpha_sigma
 from medisyn.diffusion.schedules import add_noise
 from medisyn.errors import InputError, ModelError
 from medisyn.families.base import ParamGroup
-from medisyn.families.medsyn.base_model import eval_mode
-from medisyn.families.medsyn.channels import channels_from_sample, volume_from_channels
+from medisyn.families.medsyn.base_model import Known, eval_mode
+from medisyn.families.medsyn.channels import channels_from_sample, stack_known, volume_from_channels
 from medisyn.families.medsyn.config import CHANNELS, Grid, MedSynDefaults, SuperResolutionConfig
 from medisyn.families.medsyn.networks import MedSynUNet
 from medisyn.families.medsyn.objective import (
@@ -86,8 +86,18 @@ class MedSynSuperResolution:
         prediction = self.unet(add_noise(clean, noise, alpha, sigma), times, condition_BCDHW=condition)
         return error_per_sample(prediction, clean)
 
-    def upscale(self, low_BCdhw: torch.Tensor, seeds: Sequence[int], *, steps: int | None = None) -> torch.Tensor:
+    def upscale(
+        self,
+        low_BCdhw: torch.Tensor,
+        seeds: Sequence[int],
+        *,
+        steps: int | None = None,
+        known: Sequence[Known | None] | None = None,
+    ) -> torch.Tensor:
         """Channels of the base grid as channels of the fine grid, (B, C, D, H, W) float32 in [-1, 1], on the CPU.
+
+        `known[i]` holds the channels of row i that are given at the fine grid; as in the base model each clean
+        prediction gets them, and the result has them exactly. The published code keeps them in the base model alone.
 
         Each network call runs tile by tile and its clean prediction is blended, so all tiles share one trajectory and
         one noise. Beside one tile's activations, memory holds about six volumes of the fine grid in float32.
@@ -98,12 +108,15 @@ class MedSynSuperResolution:
                 f"{tuple(low_BCdhw.shape[1:])}: base and super-resolution model do not belong together"
             )
         rows = [
-            self._upscale_one(low[None], seed, steps or self.defaults.superres_steps)
-            for low, seed in zip(low_BCdhw, seeds, strict=True)
+            self._upscale_one(low[None], seed, steps or self.defaults.superres_steps, stack_known(given, self.grid))
+            for low, seed, given in zip(low_BCdhw, seeds, known or [None] * len(seeds), strict=True)
         ]
         return torch.cat(rows)
 
-    def _upscale_one(self, low_1Cdhw: torch.Tensor, seed: int, steps: int) -> torch.Tensor:
+    def _upscale_one(
+        self, low_1Cdhw: torch.Tensor, seed: int, steps: int, known: tuple[torch.Tensor, torch.Tensor]
+    ) -> torch.Tensor:
+        values, is_given = known
         condition = repeat_voxels(low_1Cdhw.float().cpu(), self.config.factor)
         noise = torch.randn(condition.shape[1:], generator=generator_for(seed, "superres"))[None]
 
@@ -113,13 +126,14 @@ class MedSynSuperResolution:
                 clean = self.unet(noisy.to(self.device, dtype), times, condition_BCDHW=given.to(self.device, dtype))
                 return clean.float().cpu()
 
-            return in_tiles(
+            clean = in_tiles(
                 tile_call,
                 (x_BCDHW, condition),
                 tile=self.defaults.tile,
                 overlap=self.defaults.overlap,
                 multiples=(1, self.multiple, self.multiple),
-            ).clamp(-1, 1)
+            )
+            return torch.where(is_given, values, clean).clamp(-1, 1)
 
         with eval_mode(self.unet):
             return solve(predict, noise, self.defaults.solver, steps)
