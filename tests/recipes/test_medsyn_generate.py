@@ -1,5 +1,7 @@
 """CT volumes with masks from prompts: files, records, resuming, and options that do not apply."""
 
+import base64
+import io
 import json
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 
 import build_medsyn as build
 from medisyn.errors import ConfigError, InputError
@@ -83,6 +86,21 @@ def test_the_same_call_makes_what_is_missing(made, model):
     )
 
 
+def test_the_gallery_shows_the_planes(made, model, tmp_path):
+    out, _ = made
+    page = tmp_path / "page.html"
+    generate_images(PROMPT, model=model, n=2, out=out, dtype="float32", dicom=True, gallery=page)
+    html = page.read_text()
+    for record in records(out):
+        planes = (out / "planes" / f"{record['key']}.png").read_bytes()
+        assert base64.b64encode(planes).decode() in html
+        with Image.open(io.BytesIO(planes)) as picture:
+            assert f'width="{picture.width}" height="{picture.height}"' in html
+    assert html.count('<figure class="wide">') == 2
+    assert "16 × 16 × 16 voxels of 20 × 22 × 22 mm" in html
+    assert "s per volume after loading" in html
+
+
 def test_generated_volumes_are_a_corpus_again(made):
     out, _ = made
     (out / "dicom").rename(out.parent / "dicom")
@@ -112,7 +130,6 @@ def test_steps_guidance_and_solver_are_followed(model, tmp_path):
     ("options", "message"),
     [
         ({"processes": 2}, "--processes does not apply: a CT model makes volumes"),
-        ({"gallery": "page.html"}, "--gallery does not apply"),
         ({"reject": lambda requests, pixels: [None]}, "--reject-copies-of does not apply"),
         ({"height": 512}, "height 512 is not the model's 8"),
         ({"negative_prompt": "Effusion."}, "a negative prompt works through guidance, and guidance 1 is none"),

@@ -1,4 +1,4 @@
-"""Generated pictures or clips as one HTML page that stands alone: all of it inside, nothing asked of a network."""
+"""Generated pictures, clips or CT volumes as one HTML page that stands alone; nothing is asked of a network."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from medisyn.generation.provenance import software
 MOST_PICTURES = 400  # a page of more is slow to open; it says how many it leaves out
 CLIP_ENDINGS = (".mkv", ".mp4", ".gif")  # of a clip's file in metadata.jsonl
 SHOWN_CLIPS = {".mp4": "video/mp4", ".gif": "image/gif"}  # what browsers play; the first one that is there
+VOLUME_ENDING = ".nii.gz"  # of a volume's file; its three planes are shown
 TITLE = "Medical images from text"
 
 
@@ -23,8 +24,8 @@ def write_gallery(folder: Path, page: Path, *, also: Sequence[Path] = (), card: 
     """Write the page of `folder`, which `generate` filled; `card` is the text of the model's card.
 
     Pictures stand under their `specialty` where the prompts said one; those of the folders `also` (made by generate,
-    interpolate or inpaint) follow, each under the folder's name. Clips play in a loop, from their .mp4 or .gif. Raises
-    InputError when a folder holds no generated pictures or clips, or a clip has neither file.
+    interpolate or inpaint) follow, each under the folder's name. Clips play in a loop, from their .mp4 or .gif; volumes
+    show their three planes. Raises InputError when a folder holds nothing generated, or a clip has neither file.
     """
     run, records = _read(folder)
     shown = records[:MOST_PICTURES]
@@ -62,7 +63,7 @@ def _template() -> Any:
 def _facts(run: Mapping[str, Any], shown: Sequence[Mapping[str, Any]], num_pictures: int) -> list[tuple[str, str]]:
     """What is said once, above the pictures."""
     model, timing = run["model"], run["timing"]
-    one = "clip" if _is_clip(shown[0]) else "picture"
+    one = "clip" if _is_clip(shown[0]) else "volume" if _is_volume(shown[0]) else "picture"
     pictures = (
         f"{num_pictures}" if len(shown) == num_pictures else f"{num_pictures}, of which the first {len(shown)} here"
     )
@@ -92,13 +93,32 @@ def _picture(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     if _is_clip(record):
         factors = [f"{name} {record[name]:g}" for name in ("motion", "appearance") if record.get(name) is not None]
         size = ", ".join([f"{record['frames']} frames of {size}, {record['frames_per_second']:g} a second", *factors])
+    if _is_volume(record):
+        spacing = " × ".join(f"{mm:.3g}" for mm in record["spacing_mm"])
+        size = f"{record['depth']} × {record['height']} × {record['width']} voxels of {spacing} mm"
     guidance = "the model's own" if record["guidance"] is None else f"{record['guidance']:g}"
     return {
-        **{name: record[name] for name in ("prompt", "seed", "width", "height", "lost_words")},
+        **{name: record[name] for name in ("prompt", "seed", "lost_words")},
+        **_pixels(path, record),
+        "wide": _is_volume(record),
         "kind": SHOWN_CLIPS.get(path.suffix, "image/png"),
         "base64": base64.b64encode(path.read_bytes()).decode("ascii"),
         "settings": f"{record['solver']}, {record['steps']} steps, guidance {guidance}, {size}",
     }
+
+
+def _pixels(path: Path, record: Mapping[str, Any]) -> dict[str, int]:
+    """Width and height of what is shown."""
+    if not _is_volume(record):
+        return {"width": record["width"], "height": record["height"]}
+    from PIL import Image
+
+    with Image.open(path) as planes:
+        return {"width": planes.width, "height": planes.height}
+
+
+def _is_volume(record: Mapping[str, Any]) -> bool:
+    return str(record["file_name"]).endswith(VOLUME_ENDING)
 
 
 def _is_clip(record: Mapping[str, Any]) -> bool:
@@ -106,8 +126,10 @@ def _is_clip(record: Mapping[str, Any]) -> bool:
 
 
 def _shown_file(folder: Path, record: Mapping[str, Any]) -> Path:
-    """The picture, or the file of a clip that browsers play."""
+    """The picture, the planes of a volume, or the file of a clip that browsers play."""
     path = folder / record["file_name"]
+    if _is_volume(record):
+        return folder / "planes" / f"{record['key']}.png"
     if not _is_clip(record):
         return path
     for ending in SHOWN_CLIPS:

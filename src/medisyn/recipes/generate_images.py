@@ -127,12 +127,14 @@ def generate_images(
         _write_gallery(folder, gallery, gallery_also, model)
         return made
     if opened.volumes is not None:
-        for_pictures = {"--processes": processes > 1, "--gallery": gallery is not None, "--reject-copies-of": reject}
+        for_pictures = {"--processes": processes > 1, "--reject-copies-of": reject}
         refuse_options(for_pictures, "a CT model makes volumes, one process at a time")
-        return generate_volumes(
+        volumes = generate_volumes(
             requests, opened.volumes, folder, model=facts, batch_size=batch_size, lost_words=lost, dicom=dicom,
             settings=settings,
         )  # fmt: skip
+        _write_gallery(folder, gallery, gallery_also, model)
+        return volumes
     refuse_options({"--dicom": dicom}, "this model makes pictures, and DICOM is for CT volumes and clips")
     family: Family | None = opened.family
     if processes > 1:
