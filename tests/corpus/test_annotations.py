@@ -157,7 +157,7 @@ def test_masks_from_files(tmp_path):
 def test_a_mask_that_is_a_dicom_picture_is_refused():
     from pydicom.data import get_testdata_file
 
-    with pytest.raises(ReadError, match="mask must be a picture file, NIfTI or NRRD, got a Picture"):
+    with pytest.raises(ReadError, match="mask must be a picture file, NIfTI, NRRD or MetaImage, got a Picture"):
         read_mask(get_testdata_file("liver_1frame.dcm", download=False))
 
 

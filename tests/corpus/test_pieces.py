@@ -200,7 +200,7 @@ def test_stacked_arrays(tmp_path):
         ({"x": np.zeros((3, 4, 4), np.uint8)}, "no array 'y'; it holds x"),
         ({"x": np.zeros((3, 4), np.uint8), "y": np.zeros(3, np.uint8)}, r"'x' is \(3, 4\), expected \(N, H, W\)"),
         ({"x": np.zeros((1, 4, 4, 5), np.uint8), "y": np.zeros(1, np.uint8)}, r"'x' is \(1, 4, 4, 5\), expected"),
-        ({"x": np.array([None]), "y": np.zeros(1, np.uint8)}, "'x' of the .npz is damaged or no plain array"),
+        ({"x": np.array([None]), "y": np.zeros(1, np.uint8)}, "array 'x' is damaged or no plain array"),
     ],
 )
 def test_arrays_that_do_not_fit(tmp_path, arrays, message):

@@ -79,7 +79,7 @@ def test_a_new_term_is_allowed_on_purpose():
 
 def test_the_schema_lists_every_kind_of_sample():
     text = str(schema())
-    assert all(f"'const': '{kind}'" in text for kind in ("whole", "slices", "boxes", "tiles", "arrays"))
+    assert all(f"'const': '{kind}'" in text for kind in ("whole", "slices", "modalities", "boxes", "tiles", "arrays"))
     assert set(schema()["required"]) >= {"name", "licence", "attribution", "samples", "split"}
 
 

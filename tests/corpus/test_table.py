@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections import Counter
 
 import pytest
 
@@ -59,6 +60,23 @@ def test_rows_are_joined_and_filtered(tmp_path):
     assert [(row["file"], row["sex"]) for row in rows] == [("1.png", "f"), ("2.png", "")]
 
 
+def test_so_many_rows_of_each_value_the_same_in_every_run(tmp_path):
+    build_source.files(tmp_path, 24)  # 8 without finding, 8 effusions, 8 nodules
+
+    def drawn(most, **more):
+        described = {"path": "table.csv", "draw": {"column": "finding", "most": most}, **more}
+        return table.source_rows(build_source.source(tmp_path, table=described), tmp_path)
+
+    three = drawn(3)
+    assert Counter(row["finding"] for row in three) == {"": 3, "effusion": 3, "nodule": 3}
+    assert drawn(3) == three
+    assert [row["file"] for row in three] == sorted((row["file"] for row in three), key=lambda name: int(name[:-4]))
+    assert [row["file"] for row in three] != [f"{n}.png" for n in range(9)]  # not the first of the table
+    assert all(row in three for row in drawn(2))
+    assert len(drawn(100)) == 24
+    assert Counter(row["finding"] for row in drawn(5, where={"finding": "nodule"})) == {"nodule": 5}
+
+
 def test_join_and_filter_refuse(tmp_path):
     build_source.files(tmp_path, 4)
     (tmp_path / "labels.csv").write_text("patient,sex\np0,f\np0,m\n")
@@ -83,6 +101,7 @@ def test_join_and_filter_refuse(tmp_path):
         ),
         ({"file": "{name}.png"}, "file: column 'name' is not in the table"),
         ({"table": {"path": "table.csv", "where": {"sex": "f"}}}, "where: column 'sex'"),
+        ({"table": {"path": "table.csv", "draw": {"column": "sex", "most": 1}}}, "draw: column 'sex'"),
     ],
 )
 def test_a_missing_column_is_named_with_the_nearest(tmp_path, changes, message):

@@ -135,7 +135,7 @@ def read_mask(path: Path, member: str | None = None) -> np.ndarray | Volume:
         return read_indices(source)
     item = read_item(path, member)
     if not isinstance(item, Volume):
-        raise ReadError(f"a mask must be a picture file, NIfTI or NRRD, got a {type(item).__name__}")
+        raise ReadError(f"a mask must be a picture file, NIfTI, NRRD or MetaImage, got a {type(item).__name__}")
     if item.array_CDHW.dtype.kind == "f" and (item.array_CDHW % 1 != 0).any():
         raise ReadError("the mask holds fractions; a label mask holds whole numbers")
     return item

@@ -16,7 +16,7 @@ from medisyn import runs
 from medisyn.corpus.shards import Row
 from medisyn.corpus.source import Source
 from medisyn.corpus.splits import SPLITS, Shares
-from medisyn.corpus.takes import Clips
+from medisyn.corpus.takes import Arrays, Clips, Modalities, Take
 
 CARD = "README.md"
 CROISSANT = "croissant.json"
@@ -147,6 +147,7 @@ def _source_section(source: Source, rows: Sequence[Row]) -> str:
         f"- licence: {source.licence}; attribution: {source.attribution}; {source.url}",
         f"- preprocessing: {_preprocessing(source)}, {_form(source)}",
         "- captions: " + "; ".join(f"`{caption}`" for caption in captions),
+        *_drawn(source),
     ]
     if source.known_defects:
         lines += ["- known defects:", *(f"  - {' '.join(defect.split())}" for defect in source.known_defects)]
@@ -158,8 +159,28 @@ def _preprocessing(source: Source) -> str:
     for take in source.samples:
         windows = ", ".join(f"{name} window {value}" for name, value in take.windows.items())
         intensity = windows or take.intensity
-        steps.append(f"{take.kind} ({take.geometry or source.geometry}; intensity {intensity})")
+        steps.append(f"{take.kind} ({_grid(take)}{take.geometry or source.geometry}; intensity {intensity})")
     return "; ".join(dict.fromkeys(steps))
+
+
+def _grid(take: Take) -> str:
+    """The resampling of scans of several modalities, and how their slice is chosen."""
+    if not isinstance(take, Modalities):
+        return ""
+    spacing, crop = (" x ".join(f"{number:g}" for number in numbers) for numbers in (take.spacing_mm, take.crop))
+    return f"{spacing} mm, centre {crop} voxels, slice by {take.slice.rule} mask; "
+
+
+def _drawn(source: Source) -> list[str]:
+    """What was left out on purpose, one line each; none where every row and picture is used."""
+    lines = [
+        f"- drawn: at most {take.per_class:,} pictures of each label and array"
+        for take in source.samples
+        if isinstance(take, Arrays) and take.per_class is not None
+    ]
+    if source.table is not None and (draw := source.table.draw) is not None:
+        lines.append(f"- drawn: at most {draw.most:,} rows of each value of `{draw.column}`")
+    return lines
 
 
 def _form(source: Source) -> str:

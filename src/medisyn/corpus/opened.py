@@ -139,10 +139,24 @@ class OpenFile:
 
     def beside(self, template: str) -> Path:
         """Another file of the source, named by the row."""
-        return self.folder / fill(template, self.row)
+        return companion(self.source, self.folder, fill(template, self.row))
 
     def open_beside(self, template: str) -> OpenFile:
         return OpenFile(self.source, self.folder, self.beside(template), self.row, self.key)
+
+
+def companion(source: Source, folder: Path, name: str) -> Path:
+    """A file that another is read with: in the source's folder, else in the first of `source.folders` that has it."""
+    candidates = [folder / name, *(folder / part / name for part in source.folders)]
+    return next((path for path in candidates if is_there(path)), candidates[0])
+
+
+def is_there(path: Path) -> bool:
+    """False also for a cell that is too long for a file name, and for a folder that may not be entered."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def slab(file: OpenFile, number: int, count: int) -> int:

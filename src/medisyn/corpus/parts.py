@@ -28,7 +28,7 @@ from medisyn.corpus.pieces import pieces
 from medisyn.corpus.source import Source
 from medisyn.corpus.splits import UNIT_PREFIXES, pseudonym
 from medisyn.corpus.table import TableRow, matches, words_of
-from medisyn.corpus.takes import Boxes, Clips, SeriesSlices, Take
+from medisyn.corpus.takes import Boxes, Clips, Modalities, SeriesSlices, Take
 from medisyn.errors import InputError, MissingDependency, ReadError
 from medisyn.types import Picture
 
@@ -112,7 +112,8 @@ def prepare(source: Source, number: int) -> Prepared:
     take = source.samples[number]
     steps: dict[str, preprocess.Intensity] = {word: _window(window) for word, window in take.windows.items()}
     if not steps:
-        steps = {"": None if getattr(take, "channels", None) else preprocess.INTENSITIES[take.intensity]}
+        done = getattr(take, "channels", None) or isinstance(take, Modalities)  # these come as grey levels already
+        steps = {"": None if done else preprocess.INTENSITIES[take.intensity]}
     renderings = [(word, _preset(source, take, step)) for word, step in steps.items()]
     labels = [captions.parse(text) for text in take.labels]
     return Prepared(number, take, take.templates(), labels, renderings, source.reads_header(take))

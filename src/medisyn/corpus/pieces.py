@@ -1,30 +1,28 @@
-"""One file into what becomes samples: whole, slices, crops around boxes, tiles, stacked arrays, clips.
+"""One file into what becomes samples: whole, slices, crops around boxes, tiles, stacked arrays, clips, one slice of
+several scans.
 
-Shapes here: C channels, H, W height and width, N pictures.
+Shapes here: C channels, H, W height and width.
 """
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from medisyn.corpus.annotations import Box
+from medisyn.corpus.array_pieces import array_pieces
 from medisyn.corpus.captions import join_words
 from medisyn.corpus.clip_pieces import clip_piece
+from medisyn.corpus.modality_pieces import modality_piece
 from medisyn.corpus.opened import OpenFile, Piece, Unusable, mask_names, slab
 from medisyn.corpus.slice_pieces import in_colour, series_pieces, volume_pieces
 from medisyn.corpus.splits import position
 from medisyn.corpus.table import fill
-from medisyn.corpus.takes import Arrays, Boxes, Clips, Mask, SeriesSlices, Slices, Take, Tiles, Whole
+from medisyn.corpus.takes import Boxes, Clips, Mask, Modalities, SeriesSlices, Slices, Take, Tiles, Whole
 from medisyn.errors import ReadError
 from medisyn.types import Picture, Volume
 
-NPZ_ERRORS = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)  # of damaged files and of pickles
 COLOURED = 20  # channels of tissue differ by at least this many grey levels; glass is grey
 
 
@@ -34,6 +32,8 @@ def pieces(take: Take, file: OpenFile) -> Iterator[Piece | Unusable]:
         yield _whole(take, file)
     elif isinstance(take, Slices):
         yield from volume_pieces(take, file)
+    elif isinstance(take, Modalities):
+        yield modality_piece(take, file)
     elif isinstance(take, SeriesSlices):
         yield from series_pieces(take, file)
     elif isinstance(take, Boxes):
@@ -43,7 +43,7 @@ def pieces(take: Take, file: OpenFile) -> Iterator[Piece | Unusable]:
     elif isinstance(take, Clips):
         yield clip_piece(take, file)
     else:
-        yield from _arrays(take, file)
+        yield from array_pieces(take, file)
 
 
 def _whole(take: Whole, file: OpenFile) -> Piece:
@@ -166,50 +166,6 @@ def _tissue(tile_CHW: np.ndarray) -> float:
     if tile_CHW.shape[0] == 1:
         return float((tile_CHW < 255 - 2 * COLOURED).mean())
     return float(((tile_CHW.max(axis=0) - tile_CHW.min(axis=0)) >= COLOURED).mean())
-
-
-def _arrays(take: Arrays, file: OpenFile) -> Iterator[Piece]:
-    with _load_npz(file.path) as arrays:
-        for name, labels_name in take.pairs.items():
-            pictures_N, labels_N = _member(arrays, name), _member(arrays, labels_name).reshape(-1)
-            if pictures_N.dtype != np.uint8:
-                raise ReadError(f"array {name!r} is {pictures_N.dtype}, expected uint8")
-            if len(pictures_N) != len(labels_N):
-                raise ReadError(
-                    f"array {name!r} has {len(pictures_N)} pictures, {labels_name!r} {len(labels_N)} labels"
-                )
-            if pictures_N.ndim != 3 and (pictures_N.ndim != 4 or pictures_N.shape[-1] not in (1, 3)):
-                raise ReadError(f"array {name!r} is {pictures_N.shape}, expected (N, H, W) or (N, H, W, 3)")
-            for number, (pixels, label) in enumerate(zip(pictures_N, labels_N, strict=True)):
-                if int(label) not in take.classes:
-                    raise ReadError(
-                        f"array {labels_name!r}: label {int(label)} has no word; named: {sorted(take.classes)}"
-                    )
-                array_CHW = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-                words = {"label": take.classes[int(label)]}
-                yield Piece(f"{name}-{number:06d}", Picture(array_CHW), words, given=take.splits.get(name))
-
-
-def _load_npz(path: Path) -> Any:
-    try:
-        arrays = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise ReadError("the file is missing") from None
-    except NPZ_ERRORS as error:
-        raise ReadError(f"not an .npz file of plain arrays ({type(error).__name__})") from None
-    if isinstance(arrays, np.ndarray):
-        raise ReadError("not an .npz file but a single .npy array; save pictures and labels with numpy.savez")
-    return arrays
-
-
-def _member(arrays: Any, name: str) -> np.ndarray:
-    if name not in arrays:
-        raise ReadError(f"the .npz has no array {name!r}; it holds {', '.join(arrays)}")
-    try:
-        array: np.ndarray = arrays[name]
-    except NPZ_ERRORS as error:
-        raise ReadError(f"array {name!r} of the .npz is damaged or no plain array ({type(error).__name__})") from None
-    return array
 
 
 def _number(text: str, column: str) -> float:

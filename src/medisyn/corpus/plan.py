@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from medisyn import __version__, runs
+from medisyn.corpus.opened import companion, is_there
 from medisyn.corpus.parts import RECORDS, FileJob, PartTask, group_of, prepare
 from medisyn.corpus.shards import FORMAT, INDEX
 from medisyn.corpus.source import PUBLIC_KEY, Source, load_source
 from medisyn.corpus.splits import Shares, pseudonym
 from medisyn.corpus.table import TableRow, cell, fill, source_rows
-from medisyn.corpus.takes import Boxes, Clips, SeriesSlices, Slices
+from medisyn.corpus.takes import Boxes, Clips, SeriesSlices, Slices, companion_templates
 from medisyn.errors import ConfigError, CorpusError, ReadError
 
 FEWEST_FILES, MOST_FILES, PARTS = 8, 256, 64  # per part, and the number of parts aimed at
@@ -176,7 +177,7 @@ def _names_a_file(template: str, row: TableRow) -> bool:
 
 def _job(source: Source, folder: Path, key: bytes, name: str, file_key: str, row: TableRow) -> FileJob:
     candidates = [folder / part / name for part in source.folders]
-    path = next((path for path in candidates if _is_there(path)), None)
+    path = next((path for path in candidates if is_there(path)), None)
     if path is None:
         raise ReadError("the file that the table names is missing")
     split = source.split
@@ -196,13 +197,6 @@ def _group_name(source: Source, name: str, row: TableRow) -> str:
     if not group:
         raise ReadError(f"column {split.column!r} is empty: the {split.unit} of this file is unknown")
     return group
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a cell that is too long for a file name, or a folder that may not be entered
-        return False
 
 
 def _parts(source: Source, folder: Path, jobs: list[FileJob], build: Path, key: bytes) -> Iterator[PartTask]:
@@ -228,13 +222,14 @@ def _parts(source: Source, folder: Path, jobs: list[FileJob], build: Path, key: 
 def _companions(source: Source, folder: Path, row: TableRow) -> Iterator[list[Any]]:
     """The state of each mask, annotation, channel and slice table that a file is read with."""
     for take in source.samples:
-        templates = [mask.file for mask in getattr(take, "masks", ())] + list(getattr(take, "channels", None) or ())
+        templates = companion_templates(take)
         if isinstance(take, Boxes) and take.format not in ("json", "cell"):
             templates.append(take.file)
         names = [fill(template, row) for template in templates]
         if isinstance(take, Slices | SeriesSlices) and take.table is not None:
             names.append(take.table.path)
-        yield from (_state(folder / name) for name in names if name and _is_there(folder / name))
+        paths = [companion(source, folder, name) for name in names if name]
+        yield from (_state(path) for path in paths if is_there(path))
 
 
 def _state(path: Path) -> list[Any]:

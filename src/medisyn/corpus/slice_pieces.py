@@ -105,7 +105,8 @@ def _aligned(take: Slices, file: OpenFile, template: str, volume: Volume) -> Vol
     if not same_shape or not np.allclose(other.affine, volume.affine, atol=1e-2):
         raise ReadError(
             f"the volumes of the channels are not aligned: {volume.array_CDHW.shape[1:]} and "
-            f"{other.array_CDHW.shape[1:]} voxels{', at different places' if same_shape else ''}. Resample them first"
+            f"{other.array_CDHW.shape[1:]} voxels{', at different places' if same_shape else ''}. Resample them first, "
+            f"or use the kind modalities"
         )
     return other
 

@@ -31,6 +31,7 @@ class Table(Model):
     rows: tuple[dict[str, str], ...] = Field(default=(), description="The rows themselves, instead of a file.")
     where: dict[str, str | tuple[str, ...]] = Field(default={}, description="Keep rows whose column has this value.")
     join: Join | None = None
+    draw: Draw | None = None
 
     @model_validator(mode="after")
     def _one_origin(self) -> Table:
@@ -44,6 +45,13 @@ class Join(Model):
 
     path: str
     on: str
+
+
+class Draw(Model):
+    """At most `most` rows of each value of `column`, after `where`: the same rows in every run."""
+
+    column: str
+    most: int = Field(ge=1)
 
 
 class Files(Model):

@@ -9,14 +9,16 @@ import json
 import math
 import string
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from medisyn.corpus import headers
 from medisyn.corpus.captions import join_words
-from medisyn.corpus.source import Join, Source, compile_pattern
-from medisyn.corpus.takes import Boxes, SeriesSlices, Slices, Tiles, Words
+from medisyn.corpus.source import Draw, Join, Source, compile_pattern
+from medisyn.corpus.splits import position
+from medisyn.corpus.takes import Boxes, SeriesSlices, Slices, Tiles, Words, companion_templates
 from medisyn.errors import ConfigError, CorpusError, ReadError, closest
 
 TableRow = dict[str, str]
@@ -78,7 +80,19 @@ def source_rows(source: Source, folder: Path) -> list[TableRow]:
     kept = [row for row in rows if source.table is None or matches(row, source.table.where)]
     if not kept:
         raise CorpusError(f"{source.name}: none of {len(rows)} rows passes `where`; compare its values with the table")
-    return kept
+    return kept if source.table is None or source.table.draw is None else _draw(kept, source.table.draw, source.file)
+
+
+def _draw(rows: list[TableRow], draw: Draw, file: str) -> list[TableRow]:
+    """At most `draw.most` rows of each value, in the order of the table; a row's chance depends on its file alone."""
+    taken: Counter[str] = Counter()
+    kept = []
+    for number in sorted(range(len(rows)), key=lambda number: position(fill(file, rows[number]))):
+        value = rows[number][draw.column]
+        taken[value] += 1
+        if taken[value] <= draw.most:
+            kept.append(number)
+    return [rows[number] for number in sorted(kept)]
 
 
 def _file_rows(source: Source, folder: Path) -> list[TableRow]:
@@ -125,6 +139,7 @@ def check_columns(source: Source, columns: list[str]) -> None:
     require(filter(None, named), columns, f"{source.name}: split")
     if source.table is not None:
         require(source.table.where, columns, f"{source.name}: where")
+        require(filter(None, [getattr(source.table.draw, "column", None)]), columns, f"{source.name}: draw")
     for number, take in enumerate(source.samples):
         where = f"{source.name}: samples.{number}"
         available = [*columns, *headers.COLUMNS]
@@ -134,8 +149,8 @@ def check_columns(source: Source, columns: list[str]) -> None:
             available += take.table.columns
         for name, words in source.words(take).items():
             require(words.columns(name), available, f"{where}.fields.{name}")
-        for template in (*(mask.file for mask in getattr(take, "masks", ())), *(getattr(take, "channels", None) or ())):
-            require(template_columns(template), columns, f"{where}.masks or channels")
+        for template in companion_templates(take):
+            require(template_columns(template), columns, f"{where}.masks, channels or labels_file")
         if isinstance(take, Boxes):
             require(template_columns(take.file), columns, f"{where}.file")
         if isinstance(take, Tiles):

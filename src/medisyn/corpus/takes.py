@@ -162,6 +162,50 @@ class Slices(_Aligned):
         return self
 
 
+class SliceRule(Model):
+    """Which slice of a case becomes the sample.
+
+    lesion  the slice on which the lesion mask is largest (the first of several)
+    gland   the median of the slices that show the gland mask
+    A case whose mask is missing or empty is quarantined.
+    """
+
+    rule: Literal["lesion", "gland"]
+    masks: tuple[str, ...] = Field(
+        min_length=1, description="Path templates of the mask; the first that exists counts. Any value but 0 is inside."
+    )
+
+
+class Modalities(_Take):
+    """One slice of a case that was scanned in several ways (Medical diffusion on a budget, section 3.3.1).
+
+    The file and `channels` may have different voxels: all are sampled on the grid of the file, brought to `spacing_mm`
+    and cropped about its centre. Without `channels` the sample is grey. Masks are sampled on the same grid.
+    """
+
+    kind: Literal["modalities"]
+    channels: tuple[str, str] | None = Field(
+        default=None, description="Path templates of two more scans: green and blue."
+    )
+    slice: SliceRule
+    spacing_mm: tuple[float, float, float] = Field(default=(3.0, 0.5, 0.5), description="Depth, height, width.")
+    crop: tuple[int, int, int] = Field(default=(30, 300, 300), description="Voxels kept: depth, height, width.")
+    modality: str | None = Field(default="MR", description="For formats that do not record it.")
+    intensity: Literal["volume-range", "percentile"] = Field(  # type: ignore[assignment]
+        default="volume-range",
+        description="What of each whole scan becomes black and white: its lowest and highest value, as in the paper's "
+        "published code, or percentiles 0.5 and 99.5.",
+    )
+
+    @model_validator(mode="after")
+    def _positive(self) -> Modalities:
+        if min(self.spacing_mm) <= 0 or min(self.crop) < 1:
+            raise ValueError("spacing_mm must be above 0, and crop at least 1 voxel along each axis")
+        if self.windows:
+            raise ValueError("modalities are scaled by intensity; windows are for CT")
+        return self
+
+
 class SeriesSlices(_Take):
     """The images of DICOM series as they are stored, also where they form no volume.
 
@@ -246,13 +290,31 @@ class Tiles(_Take):
 
 
 class Arrays(_Take):
-    """An .npz with stacked pictures. Each array pair gives one sample per picture; {label} is the word of its label."""
+    """An .npz or HDF5 file with stacked pictures, a sample each; {label} is the word of its label. HDF5 needs h5py."""
 
     kind: Literal["arrays"]
-    pairs: dict[str, str] = Field(description="Array of pictures (N, H, W[, 3]) -> array of labels (N) or (N, 1).")
+    pairs: dict[str, str] = Field(description="Array of pictures (N, H, W[, 3]) -> array of labels, one per picture.")
+    labels_file: str | None = Field(default=None, description="Path template of the file with the labels, if another.")
+    per_class: int | None = Field(
+        default=None, ge=1, description="At most this many pictures of each label and array, the same in every run."
+    )
     classes: dict[int, str]
     splits: dict[str, Literal["train", "validation", "test"]] = Field(default={}, description="The publisher's splits.")
     builtin = ("label",)
 
 
-Take = Annotated[Whole | Slices | SeriesSlices | Boxes | Tiles | Arrays | Clips, Field(discriminator="kind")]
+Take = Annotated[
+    Whole | Slices | Modalities | SeriesSlices | Boxes | Tiles | Arrays | Clips, Field(discriminator="kind")
+]
+
+
+def companion_templates(take: Take) -> list[str]:
+    """Path templates of the masks, channels and labels that a take reads with each file."""
+    rule = take.slice.masks if isinstance(take, Modalities) else ()
+    labels = [take.labels_file] if isinstance(take, Arrays) and take.labels_file is not None else []
+    return [
+        *labels,
+        *(mask.file for mask in getattr(take, "masks", ())),
+        *rule,
+        *(getattr(take, "channels", None) or ()),
+    ]

@@ -232,6 +232,12 @@ STARTER_CT = StarterCtRun(
         num_steps=2000,  # 0.11 s a volume on one CPU core in bfloat16: an hour
         batch_size=16,
     ),
-    superres_train=dataclasses.replace(_TRAIN, num_steps=1200, batch_size=4, micro_batch_size=4, preview_every=0),
+    superres_train=dataclasses.replace(
+        _TRAIN,
+        num_steps=1200,
+        batch_size=4,
+        micro_batch_size=1,  # 1.7 times as fast as four crops at once on one CPU core
+        preview_every=0,
+    ),
     preview_prompts=PREVIEW_PROMPTS,
 )

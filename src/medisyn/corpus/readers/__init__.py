@@ -19,7 +19,7 @@ def read_item(path: Path, member: str | None = None, *, modality: str | None = N
     """Read a file, a zip member, or a folder or zip of one DICOM series as Picture, Clip or Volume.
 
     path      a file or a folder; `member` names a file, or a folder of DICOM slices, inside a zip
-    modality  for NIfTI and NRRD, which do not record it: "CT" makes the voxels HU (checked), anything else stays raw
+    modality  for NIfTI, NRRD and MetaImage, which do not record it: "CT" makes the voxels HU (checked), others stay raw
     series    which DICOM series of a folder or zip, counted from 1 as `dicom_series.list_series` lists them
 
     PNG, JPEG, TIFF, BMP: uint8 Picture, or 16-bit grey with range 0..65535 "raw"; a TIFF stack is a Clip.
@@ -27,7 +27,7 @@ def read_item(path: Path, member: str | None = None, *, modality: str | None = N
     DICOM: CT in float32 HU, other modalities "raw" or uint8; a series is a Volume (LPS affine).
     Raises ReadError (SeriesError when slices form no volume), RangeError or MissingDependency, nothing else.
     """
-    from medisyn.corpus.readers import dicom, dicom_series, image, nifti, video
+    from medisyn.corpus.readers import dicom, dicom_series, image, metaimage, nifti, video
 
     source = sources(Path(path), member)
     if isinstance(source, list):
@@ -43,6 +43,8 @@ def read_item(path: Path, member: str | None = None, *, modality: str | None = N
         return nifti.read_nifti(source, modality)
     if kind == "nrrd":
         return nifti.read_nrrd(source, modality)
+    if kind == "metaimage":
+        return metaimage.read_metaimage(source, modality)
     raise ReadError("a zip inside a zip is not opened; unpack the outer one first")
 
 
@@ -52,8 +54,8 @@ def read_series_slices(
     """The slices of a series as pictures, also where they form no volume (unequal gaps, no geometry, gantry tilt).
 
     DICOM: as stored, sorted along the slice normal, or by InstanceNumber when a position is missing.
-    NIfTI, NRRD: axial slices, feet to head. A clip: its frames. Each picture's provenance holds "slice" (0, 1, ...)
-    and, where the geometry is known, "position_mm".
+    NIfTI, NRRD, MetaImage: axial slices, feet to head. A clip: its frames. Each picture's provenance holds "slice"
+    (0, 1, ...) and, where the geometry is known, "position_mm".
     """
     from medisyn.corpus.readers import dicom_series, nifti
 

@@ -11,12 +11,13 @@ HEAD_BYTES = 1024
 PICTURE_FORMATS = ("png", "jpeg", "tiff", "bmp")
 VIDEO_FORMATS = ("mp4", "mkv", "avi", "gif")  # MOV counts as mp4 and WebM as mkv: each pair is one container
 MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"skip", b"free")  # what an MP4 or an old QuickTime file begins with
+METAIMAGE_KEYS = (b"ObjectType =", b"NDims =", b"Comment =")  # a MetaImage begins with one of them
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # classic and BigTIFF, little and big endian
 ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 
 
 def format_of(head: bytes) -> str:
-    """One of png, jpeg, tiff, bmp, mp4, mkv, avi, gif, dicom, nifti, nrrd, zip from the first `HEAD_BYTES` bytes.
+    """png, jpeg, tiff, bmp, mp4, mkv, avi, gif, dicom, nifti, nrrd, metaimage or zip from the first `HEAD_BYTES` bytes.
 
     gzip is looked into. Raises ReadError for anything else, saying whether it is empty, text or unknown binary.
     """
@@ -32,7 +33,7 @@ def format_of(head: bytes) -> str:
         raise ReadError("the file is empty (0 bytes)")
     if _is_text(head):
         raise ReadError("the file holds text, not an image")
-    allowed = "PNG, JPEG, TIFF, BMP, MP4, MOV, MKV, WebM, AVI, GIF, DICOM, NIfTI, NRRD, zip"
+    allowed = "PNG, JPEG, TIFF, BMP, MP4, MOV, MKV, WebM, AVI, GIF, DICOM, NIfTI, NRRD, MetaImage, zip"
     raise ReadError(
         f"the file is of an unknown kind (it begins with the bytes {head[:4].hex(' ')}). Readable: {allowed}"
     )
@@ -61,6 +62,8 @@ def _plain_format(head: bytes) -> str | None:
         return "zip"
     if head.startswith(b"NRRD00"):
         return "nrrd"
+    if head.startswith(METAIMAGE_KEYS):
+        return "metaimage"
     if head[344:347] == b"n+1" or head[4:7] == b"n+2":
         return "nifti"
     if _starts_with_dicom_tag(head):

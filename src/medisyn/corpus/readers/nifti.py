@@ -49,7 +49,7 @@ def read_nifti(entry: Entry, modality: str | None = None) -> Volume:
     if array.ndim < 3 or array.ndim > 5:
         raise ReadError(f"the NIfTI file has {array.ndim} axes; readable are 3, 4 and 5")
     array_CDHW = array.reshape(*array.shape[:3], -1).transpose(3, 2, 1, 0)
-    return _volume(array_CDHW, affine @ DHW_FROM_IJK, modality, "nifti")
+    return volume_of(array_CDHW, affine @ DHW_FROM_IJK, modality, "nifti")
 
 
 def read_nrrd(entry: Entry, modality: str | None = None) -> Volume:
@@ -81,7 +81,7 @@ def read_nrrd(entry: Entry, modality: str | None = None) -> Volume:
         except (nrrd.NRRDError, ValueError, EOFError, OSError, zlib.error, MemoryError, KeyError, TypeError) as error:
             raise ReadError(f"the NRRD data is damaged or cut short ({type(error).__name__})") from None
     array = array[..., None] if channel_axis is None else np.moveaxis(array, channel_axis, -1)
-    return _volume(_native(array).transpose(3, 2, 1, 0), affine @ DHW_FROM_IJK, modality, "nrrd")
+    return volume_of(_native(array).transpose(3, 2, 1, 0), affine @ DHW_FROM_IJK, modality, "nrrd")
 
 
 def slices(volume: Volume, plane: str = "axial", *, channel: int = 0, nearest: bool = False) -> list[Picture]:
@@ -98,7 +98,7 @@ def slices(volume: Volume, plane: str = "axial", *, channel: int = 0, nearest: b
         raise InputError(f"plane {plane!r} is unknown, allowed: {', '.join(PLANES)}")
     if not 0 <= channel < volume.array_CDHW.shape[0]:
         raise InputError(f"channel {channel} does not exist; the volume has {volume.array_CDHW.shape[0]}")
-    array_SPL, affine_SPL = _upright(volume.array_CDHW[channel], volume.affine)
+    array_SPL, affine_SPL = upright(volume.array_CDHW[channel], volume.affine)
     across = PLANES[plane]
     spacing_SPL = np.linalg.norm(affine_SPL[:3, :3], axis=0)
     row_mm, column_mm = (float(spacing_SPL[axis]) for axis in range(3) if axis != across)
@@ -128,7 +128,7 @@ def _load_nifti(stream: Any) -> tuple[np.ndarray, np.ndarray]:
 
     kind = nibabel.Nifti2Image if _header_size(stream) == 540 else nibabel.Nifti1Image
     image = kind.from_stream(stream)
-    _refuse_voxels(image.shape)
+    refuse_voxels(image.shape)
     _refuse_unoriented(image.header)
     return _nifti_values(image.dataobj), flip_lps_ras(np.asarray(image.affine))
 
@@ -156,7 +156,8 @@ def _header_size(stream: Any) -> int:
     return little if little in (348, 540) else big
 
 
-def _refuse_voxels(shape: tuple[int, ...]) -> None:
+def refuse_voxels(shape: tuple[int, ...]) -> None:
+    """ReadError for a header that claims no voxels, or more than fit in memory."""
     count = 1
     for length in shape:
         count *= int(length)  # Python integers: a hostile header must not overflow
@@ -177,7 +178,7 @@ def _nrrd_affine(head: Any) -> tuple[np.ndarray, int | None]:
     missing = [name for name in ("sizes", "space", "space directions", "space origin") if name not in head]
     if missing:
         raise ReadError(f"the NRRD header lacks {', '.join(missing)}: where the voxels sit in the patient is unknown")
-    _refuse_voxels(tuple(head["sizes"]))
+    refuse_voxels(tuple(head["sizes"]))
     signs = NRRD_SPACES.get(str(head["space"]).lower())
     if signs is None:
         raise ReadError(f"NRRD space {str(head['space'])[:40]!r} is not understood; allowed: LPS, RAS, LAS")
@@ -196,7 +197,8 @@ def _nrrd_affine(head: Any) -> tuple[np.ndarray, int | None]:
     return affine, others[0] if others else None
 
 
-def _volume(array_CDHW: np.ndarray, affine: np.ndarray, modality: str | None, kind: str) -> Volume:
+def volume_of(array_CDHW: np.ndarray, affine: np.ndarray, modality: str | None, kind: str) -> Volume:
+    """What a file of the format `kind` holds; `modality` as in `read_nifti`. Raises ReadError and RangeError."""
     provenance = {"format": kind, **({"modality": modality} if modality else {})}
     if modality == "CT":
         array_CDHW = array_CDHW.astype(np.float32)
@@ -214,7 +216,7 @@ def _volume(array_CDHW: np.ndarray, affine: np.ndarray, modality: str | None, ki
         raise ReadError(f"the header places the voxels nowhere: {error}") from None
 
 
-def _upright(array_DHW: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def upright(array_DHW: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The same voxels with axes turned to superior, posterior, left (a view), and their affine to LPS mm."""
     cosines = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     axes = max(itertools.permutations(range(3)), key=lambda p: sum(abs(cosines[2 - i, p[i]]) for i in range(3)))
