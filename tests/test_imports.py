@@ -46,7 +46,7 @@ NEVER = {
 }
 
 # Distributions behind an extra of pyproject.toml: imported only inside the function that needs them.
-OPTIONAL = {"tensorboard"}
+OPTIONAL = {"tensorboard", "h5py"}
 
 
 def sources() -> list[Path]:

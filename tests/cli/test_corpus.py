@@ -100,7 +100,7 @@ def test_the_schema_knows_every_kind_of_sample(capsys):
     kinds = {
         model["properties"]["kind"]["const"] for model in schema["$defs"].values() if "kind" in model["properties"]
     }
-    assert kinds == {"whole", "slices", "series", "boxes", "tiles", "arrays", "clip"}
+    assert kinds == {"whole", "slices", "series", "boxes", "tiles", "arrays", "clip", "modalities"}
     assert set(schema["required"]) <= set(build_source.description())
     assert parse_source(build_source.description()).name == "shapes"
 
