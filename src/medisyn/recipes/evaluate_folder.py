@@ -43,9 +43,9 @@ def kind_of(folder: Path) -> str:
 
 
 def evaluate_folder(
-    synthetic: Path,
-    against: Path,
-    settings: EvaluateSettings,
+    synthetic: Path | str,
+    against: Path | str,
+    settings: EvaluateSettings | None = None,
     *,
     extractor: str | None = None,
     weights: Path | None = None,
@@ -55,11 +55,13 @@ def evaluate_folder(
 ) -> ImageEvaluation | SetEvaluation:
     """Evaluate generated images against a corpus, or clips or volumes against a folder of real ones.
 
-    extractor: None is the shipped encoder in its form for the kind. Raises ConfigError when a setting that only images
-    have was changed for clips or volumes.
+    extractor: None is that of the settings, or the shipped encoder in its form for the kind. Raises ConfigError when a
+    setting that only images have was changed for clips or volumes.
     """
+    synthetic, against, settings = Path(synthetic), Path(against), settings or EvaluateSettings()
     kind = kind_of(synthetic)
-    chosen = extractor or DEFAULT_EXTRACTOR[kind]
+    stated = settings.extractor if settings.extractor != EvaluateSettings().extractor else None
+    chosen = extractor or stated or DEFAULT_EXTRACTOR[kind]
     if kind == "images":
         values = {field.name: getattr(settings, field.name) for field in fields(EvaluateSettings)}
         images = EvaluateSettings(**{**values, "extractor": chosen})
