@@ -202,7 +202,8 @@ def test_the_verbs_of_the_command_line_are_functions():
     import medisyn
 
     verbs = [name for name in dir(medisyn) if not name.startswith("_")]
-    assert verbs == ["audit", "curate", "evaluate", "generate", "train", "utility"]
+    expected = ["audit", "curate", "evaluate", "generate", "inpaint", "interpolate", "sweep", "train", "utility"]
+    assert verbs == expected
     assert all(callable(getattr(medisyn, verb)) for verb in verbs)
     with pytest.raises(AttributeError, match="module 'medisyn' has no attribute 'genarate'"):
         _ = medisyn.genarate

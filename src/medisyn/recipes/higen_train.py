@@ -160,14 +160,14 @@ class HiGenRun:
 
     def _parts(self, out: Path, reader: ClipReader) -> tuple[Any, Any, Any, Any]:
         """U-Net, autoencoder, text encoder and tokenizer."""
-        from medisyn.families.higen.folders import is_higen
+        from medisyn.families.higen.folders import FOLDER
         from medisyn.families.higen.model import HiGen
         from medisyn.recipes.models import find_model
 
         if not self.base:
             return self._built(out, reader)
         folder = find_model(self.base).folder
-        if not is_higen(folder):
+        if not FOLDER.holds(folder):
             return self._on_image_model(folder)
         opened = HiGen.from_folder(folder)
         return opened.unet, opened.vae, opened.reader.encoder, opened.reader.tokenizer

@@ -160,22 +160,22 @@ class MedSynSuperResolutionRun:
         return {"model": "superres", "grid": record["grid"], "data": record["data"], "factor": self.superres.factor}
 
     def _saver(self, family: MedSynSuperResolution) -> Callable[[Path], None]:
-        from medisyn.families.medsyn.folders import save_unet
+        from medisyn.families.medsyn.folders import save_part
 
         settings = {"grid": dataclasses.asdict(self.grid), "superres": dataclasses.asdict(self.superres)}
 
         def save(folder: Path) -> None:
-            save_unet(family.unet, folder)
+            save_part(family.unet, folder)
             runs.write_json(folder / SUPERRES_FILE, settings)
 
         return save
 
     def _check_base(self) -> None:
         """Before hours of training, not after them."""
-        from medisyn.families.medsyn.folders import read_settings
+        from medisyn.families.medsyn.folders import FOLDER
 
         if self.base:
-            theirs = read_settings(model_folder(Path(self.base)))["grid"]
+            theirs = FOLDER.read_settings(model_folder(Path(self.base)))["grid"]
             ours = json.loads(json.dumps(dataclasses.asdict(self.grid)))
             for name in ("shape", "spacing_mm", "axes"):
                 if theirs[name] != ours[name]:

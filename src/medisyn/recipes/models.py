@@ -64,9 +64,9 @@ def open_model(name: str, *, device: str = "cpu", dtype: str = "float32", solver
     if is_wuerstchen(place.folder):
         return _open_wuerstchen(place, device, dtype, solver)
     if not (place.folder / "model_index.json").is_file():
-        from medisyn.families.medsyn.folders import is_medsyn
+        from medisyn.families.medsyn.folders import FOLDER as MEDSYN
 
-        if is_medsyn(place.folder):
+        if MEDSYN.holds(place.folder):
             return _open_medsyn(place, device, dtype, solver)
         if (place.folder / "higen.json").is_file():
             return _open_higen(place, device, dtype, solver)

@@ -401,8 +401,8 @@ def test_a_folder_opens_as_it_was_saved(tmp_path):
     again = HiGen.from_folder(tmp_path / "model")
     assert (again.settings, again.defaults, again.grid) == (first.settings, first.defaults, GRID)
     assert torch.equal(first.sample([request(0)]), again.sample([request(0)]))
-    assert folders.is_higen(tmp_path / "model")
-    assert not folders.is_higen(tmp_path)
+    assert folders.FOLDER.holds(tmp_path / "model")
+    assert not folders.FOLDER.holds(tmp_path)
     again.save(tmp_path / "model", dtype="float16")  # in its own place
     stored = load_file(tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}

@@ -57,8 +57,8 @@ def test_saved_and_opened_again_makes_the_same_volume(tmp_path):
     assert (again.grid, again.base.defaults) == (model.grid, model.base.defaults)
     # the same weights at another place in memory: float32 sums may round differently
     torch.testing.assert_close(again.sample([REQUEST]), model.sample([REQUEST]), rtol=1e-3, atol=1e-4)
-    assert folders.is_medsyn(tmp_path / "model")
-    assert not folders.is_medsyn(tmp_path)
+    assert folders.FOLDER.holds(tmp_path / "model")
+    assert not folders.FOLDER.holds(tmp_path)
     assert not (tmp_path / "model" / "base" / "diffusion_pytorch_model.bin").exists()
 
 
@@ -103,7 +103,7 @@ def test_folders_that_are_not_ours_or_not_whole_are_refused(tmp_path):
         MedSyn(build.base()).save(tmp_path / "x", dtype="int8")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.doc").write_text("x")
-    with pytest.raises(ModelError, match=r"taken/ holds files that are no MediSyn model \(thesis.doc\)"):
+    with pytest.raises(ModelError, match=r"taken/ holds files that are no MedSyn model \(thesis.doc\)"):
         MedSyn(build.base()).save(tmp_path / "taken")
 
     settings = json.loads((folder / "medisyn.json").read_text())
@@ -174,7 +174,7 @@ def test_the_engine_trains_a_super_resolution_model_and_resumes(tmp_path: Path):
     def run(steps: int, folder: Path) -> torch.Tensor:
         model = build.superres()
         rows = Rows(model.encode(build.chests(3)))
-        save = lambda target: folders.save_unet(model.unet, target)  # noqa: E731
+        save = lambda target: folders.save_part(model.unet, target)  # noqa: E731
         train(model, rows, replace(SETTINGS, num_steps=steps), folder, save_model=save)
         return model.unet.stem.weight.detach().clone()
 

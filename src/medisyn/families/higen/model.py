@@ -113,7 +113,7 @@ class HiGen:
         from medisyn.families.higen.networks import HiGenUNet
 
         folder = Path(path)
-        stored = folders.read_settings(folder)
+        stored = folders.FOLDER.read_settings(folder)
         return cls(
             folders.open_part(folder / "unet", HiGenUNet, dtype),
             folders.open_part(folder / "vae", AutoencoderKL, dtype),
@@ -127,11 +127,11 @@ class HiGen:
 
     def save(self, path: Path | str, dtype: str | None = None) -> None:
         """Write a folder that `from_folder` opens; weights stored in `dtype`, or in the type they have. Atomic."""
-        with folders.model_folder(Path(path)) as target:
+        with folders.FOLDER.written_whole(Path(path)) as target:
             for name, network in (("unet", self.unet), ("vae", self.vae), ("text_encoder", self.reader.encoder)):
                 folders.save_part(network, target / name, dtype)
             self.reader.tokenizer.save_pretrained(target / "tokenizer")
-            folders.write_settings(
+            folders.FOLDER.write_settings(
                 target, grid=asdict(self.grid), settings=asdict(self.settings), defaults=asdict(self.defaults)
             )
 

@@ -44,7 +44,7 @@ class MedSyn:
     def from_folder(cls, folder: Path | str, *, device: str = "cpu", dtype: str = "float32") -> MedSyn:
         """Open what `save` wrote. Raises ModelError that names the missing part."""
         path = Path(folder)
-        settings = folders.read_settings(path)
+        settings = folders.FOLDER.read_settings(path)
         grid = _from_json(Grid, settings["grid"])
         defaults = _from_json(MedSynDefaults, settings["defaults"])
         encoder, tokenizer = open_encoder(path / "report_encoder")
@@ -95,12 +95,12 @@ class MedSyn:
 
     def save(self, folder: Path | str, *, dtype: str | None = None) -> None:
         """Write a folder that `from_folder` opens; weights stored in `dtype`, or in the type they have. Atomic."""
-        with folders.model_folder(Path(folder)) as target:
-            folders.save_unet(self.base.unet, target / "base", dtype)
+        with folders.FOLDER.written_whole(Path(folder)) as target:
+            folders.save_part(self.base.unet, target / "base", dtype)
             folders.save_report_encoder(self.base.reader.encoder, self.base.reader.tokenizer, target, dtype)
             if self.superres is not None:
-                folders.save_unet(self.superres.unet, target / "superres", dtype)
-            folders.write_settings(
+                folders.save_part(self.superres.unet, target / "superres", dtype)
+            folders.FOLDER.write_settings(
                 target,
                 grid=asdict(self.base.grid),
                 config=asdict(self.base.config),

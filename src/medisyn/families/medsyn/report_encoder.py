@@ -6,8 +6,7 @@ The weights have the names of the published CXR-BERT: `bert.*`, `cls.predictions
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
 from medisyn.errors import ConfigError, ModelError
+from medisyn.nn.folders import quiet
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 PROJECTION_WIDTH = 128  # CXR-BERT
@@ -66,22 +66,6 @@ def new_encoder(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ReportEncoder(config)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars of transformers and diffusers while a part is read or written; it takes a moment only."""
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    shown = [log for log in (diffusers.utils.logging, transformers.utils.logging) if log.is_progress_bar_enabled()]
-    for log in shown:
-        log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for log in shown:
-            log.enable_progress_bar()
 
 
 HEADS = ("cls.", "cls_projection_head.", "classifier.")  # what pre-training alone needs

@@ -17,6 +17,7 @@ import torch
 from medisyn.errors import ModelError, closest
 from medisyn.families.stable_diffusion.config import GenerationDefaults
 from medisyn.families.stable_diffusion.networks import Networks
+from medisyn.nn.folders import quiet
 from medisyn.runs import atomic_folder, write_json
 
 SETTINGS_FILE = "medisyn.json"  # beside model_index.json; plain diffusers does not look at it
@@ -182,22 +183,6 @@ def _open_part(folder: Path, kind: Any, dtype: str) -> Any:
             f"Fetch the model again."
         )
     return network.eval()
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars of transformers and diffusers while a folder is read or written; it takes a moment only."""
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    shown = [log for log in (diffusers.utils.logging, transformers.utils.logging) if log.is_progress_bar_enabled()]
-    for log in shown:
-        log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for log in shown:
-            log.enable_progress_bar()
 
 
 def _dtype(name: str, allowed: Mapping[str, torch.dtype]) -> torch.dtype:

@@ -13,6 +13,7 @@ from medisyn.errors import ConfigError, ModelError
 from medisyn.families.stable_diffusion import load
 from medisyn.families.stable_diffusion.config import StableDiffusionConfig
 from medisyn.families.stable_diffusion.networks import Networks
+from medisyn.nn.folders import quiet
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
@@ -75,7 +76,7 @@ def merge_lora(networks: Networks, folder: Path) -> None:
 
     pipeline = load.pipeline_of(networks, EulerDiscreteScheduler())
     try:
-        with load.quiet(), warnings.catch_warnings():
+        with quiet(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "While injecting the PEFT adapters")  # pages long; errors are told below
             pipeline.load_lora_weights(str(folder), weight_name=LORA_FILE, local_files_only=True)
     except (RuntimeError, ValueError, KeyError) as error:  # wrong shapes, no layer, wrong names

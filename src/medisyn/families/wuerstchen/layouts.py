@@ -24,9 +24,9 @@ from medisyn.families.wuerstchen.parts import (
     open_network,
     open_text_encoder,
     open_tokenizer,
-    quiet,
     refuse_pickles,
 )
+from medisyn.nn.folders import quiet
 from medisyn.runs import atomic_folder, write_json
 
 SETTINGS_FILE = "wuerstchen.json"

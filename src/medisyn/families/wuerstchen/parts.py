@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from medisyn.families.wuerstchen.decoder import WuerstchenDecoder
 from medisyn.families.wuerstchen.effnet import EfficientNetEncoder
 from medisyn.families.wuerstchen.prior import WuerstchenPrior
 from medisyn.families.wuerstchen.vqgan import PaellaVQ
+from medisyn.nn.folders import quiet
 
 Config = PriorConfig | DecoderConfig | VQGANConfig | ImageEncoderConfig
 State = Mapping[str, torch.Tensor]
@@ -163,20 +163,6 @@ def open_tokenizer(folder: Path) -> Any:
             f"{folder.parent.name}/ lacks the part {folder.name}: it holds no tokenizer.json or vocab.json"
         )
     return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars of transformers while a part is read or written; it takes a moment only."""
-    import transformers.utils.logging as log
-
-    shown = log.is_progress_bar_enabled()
-    log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            log.enable_progress_bar()
 
 
 def _read_config(part: str, folder: Path) -> dict[str, Any]:
