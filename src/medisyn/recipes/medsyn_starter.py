@@ -14,7 +14,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from medisyn import runs
 from medisyn.errors import ConfigError, ModelError
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from medisyn.training.loop import TrainReport
 
 Announce = Callable[[str], object]
+Stage: TypeAlias = MedSynReportRun | MedSynBaseRun | MedSynSuperResolutionRun
 ENCODER, BASE, SUPERRES, MODEL = "report-encoder", "base", "superres", "model"
 
 
@@ -52,9 +53,14 @@ class PhantomSet:
 
 @dataclass(frozen=True, kw_only=True)
 class StarterCtRun:
-    """Everything that decides the starter model. Both models share grid, defaults and the way the corpus is read."""
+    """Everything that decides the starter model. Both models share grid, defaults and the way the corpus is read.
+
+    start_from: a model of the same networks, such as starter-ct itself; training goes on from its weights, with its
+    report encoder. "" trains all of it from random weights.
+    """
 
     summary: str
+    start_from: str = ""
     phantoms: PhantomSet
     bert: BertSize
     positions: int
@@ -94,22 +100,24 @@ class StarterCtRun:
     def run(self, corpus: Path, out: Path, announce: Announce) -> TrainReport:
         """All stages, each resumed or skipped when it is done. Returns the base model's report."""
         reports: dict[str, TrainReport] = {}
-        for number, (stage, preset) in enumerate(self._presets(out).items(), start=1):
-            announce(f"stage {number} of 4: {stage}")
+        presets = self._presets(out)
+        for number, (stage, preset) in enumerate(presets.items(), start=1):
+            announce(f"stage {number} of {len(presets) + 1}: {stage}")
             preset.prepare(corpus, out / stage, announce, processes=1)
             reports[stage] = preset.run(corpus, out / stage, announce)
             if reports[stage].interrupted:
                 return reports[stage]
-        announce(f"stage 4 of 4: {MODEL}")
+        announce(f"stage {len(presets) + 1} of {len(presets) + 1}: {MODEL}")
         self._export(out, announce)
         return dataclasses.replace(reports[BASE], model=out / MODEL)
 
     # Parts of the above
 
     def _stages(self) -> dict[str, TrainSettings]:
-        return {ENCODER: self.encoder_train, BASE: self.base_train, SUPERRES: self.superres_train}
+        trained = {BASE: self.base_train, SUPERRES: self.superres_train}
+        return trained if self.start_from else {ENCODER: self.encoder_train, **trained}
 
-    def _presets(self, out: Path) -> dict[str, MedSynReportRun | MedSynBaseRun | MedSynSuperResolutionRun]:
+    def _presets(self, out: Path) -> dict[str, Stage]:
         """Each stage as the run that `medisyn train` knows."""
         encoder = MedSynReportRun(
             summary=self.summary,
@@ -120,7 +128,8 @@ class StarterCtRun:
         )
         base = MedSynBaseRun(
             summary=self.summary,
-            report_encoder=str(out / ENCODER),
+            start_from=self.start_from,
+            report_encoder=str(self._started_folder() or out / ENCODER),
             network=self.base,
             grid=self.grid,
             model=self.model,
@@ -131,6 +140,7 @@ class StarterCtRun:
         )
         superres = MedSynSuperResolutionRun(
             summary=self.summary,
+            start_from=self.start_from,
             base=str(out / BASE),
             network=self.superres,
             grid=self.grid,
@@ -139,7 +149,14 @@ class StarterCtRun:
             data=self.data,
             train=self.superres_train,
         )
-        return {ENCODER: encoder, BASE: base, SUPERRES: superres}
+        trained: dict[str, Stage] = {BASE: base, SUPERRES: superres}
+        return trained if self.start_from else {ENCODER: encoder, **trained}
+
+    def _started_folder(self) -> Path | None:
+        """The folder of `start_from`, whose report encoder is read."""
+        from medisyn.recipes.models import find_model
+
+        return find_model(self.start_from).folder if self.start_from else None
 
     def _make_phantoms(self, corpus: Path, announce: Announce) -> None:
         """Make or go on making phantoms; a corpus that holds anything else, or is finished, is read as it is."""

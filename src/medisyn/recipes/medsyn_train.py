@@ -23,12 +23,14 @@ from medisyn.training.settings import TrainSettings, resolved
 if TYPE_CHECKING:
     from medisyn.families.base import Encoded, Family
     from medisyn.families.medsyn.base_model import MedSynBase
+    from medisyn.families.medsyn.networks import MedSynUNet
     from medisyn.families.medsyn.superres import MedSynSuperResolution
     from medisyn.training.loop import TrainReport
     from medisyn.training.precompute import EncodedStore
     from medisyn.types import Sample
 
 Announce = Callable[[str], object]
+SUPERRES = "superres"  # folder of the network inside a cascade
 SUPERRES_FILE = "superres.json"  # grid and settings beside the weights of a super-resolution network
 SHARD_BYTES = 2**28
 HALF = 0.5  # a scan that reaches less of the grid than this is told
@@ -36,9 +38,14 @@ HALF = 0.5  # a scan that reaches less of the grid than this is told
 
 @dataclass(frozen=True, kw_only=True)
 class MedSynBaseRun:
-    """The base model: CT, lobes, airways and vessels at the small grid, from a report."""
+    """The base model: CT, lobes, airways and vessels at the small grid, from a report.
+
+    start_from: a MedSyn model, by name or folder, whose base model of the same network the run goes on from; ""
+    begins with random weights.
+    """
 
     summary: str
+    start_from: str = ""
     report_encoder: str = ""  # folder of a trained report encoder, of its run, or of a MedSyn model
     network: UNetConfig
     grid: Grid = field(default_factory=Grid)
@@ -73,7 +80,7 @@ class MedSynBaseRun:
         from medisyn.families.medsyn.report_encoder import open_encoder
 
         encoder, tokenizer = open_encoder(self._encoder_folder())
-        unet = build_unet(self.network, seed=self.train.seed)
+        unet = started_unet(self.start_from, "base", self.network) or build_unet(self.network, seed=self.train.seed)
         return MedSynBase(unet, encoder, tokenizer, self.grid, self.model, self.defaults)
 
     def reader(self, corpus: Path) -> CtReader:
@@ -81,7 +88,8 @@ class MedSynBaseRun:
 
     def record(self) -> dict[str, Any]:
         """What a resumed run must share, besides the settings: the encoder by its weights, not by its folder."""
-        return {**_record(self), "report_encoder": weights_digest(self._encoder_folder())}
+        started = weights_digest(_part(self.start_from, "base")) if self.start_from else ""
+        return {**_record(self), "report_encoder": weights_digest(self._encoder_folder()), "start_from": started}
 
     def rows_depend_on(self) -> dict[str, Any]:
         record = self.record()
@@ -103,9 +111,13 @@ class MedSynBaseRun:
 
 @dataclass(frozen=True, kw_only=True)
 class MedSynSuperResolutionRun:
-    """Super-resolution of all four channels, trained on crops; with `base`, the two are joined to one model."""
+    """Super-resolution of all four channels, trained on crops; with `base`, the two are joined to one model.
+
+    start_from: a MedSyn model with super-resolution of the same network, or a run of it; "" begins with random weights
+    """
 
     summary: str
+    start_from: str = ""
     base: str = ""  # a trained base model; "" leaves joining to a later call of the same command, or to `join_medsyn`
     network: UNetConfig
     grid: Grid = field(default_factory=Grid)  # of the base model
@@ -144,16 +156,17 @@ class MedSynSuperResolutionRun:
         from medisyn.families.medsyn.networks import build_unet
         from medisyn.families.medsyn.superres import MedSynSuperResolution
 
-        return MedSynSuperResolution(
-            build_unet(self.network, seed=self.train.seed), self.grid, self.superres, self.defaults
-        )
+        unet = started_unet(self.start_from, SUPERRES, self.network) or build_unet(self.network, seed=self.train.seed)
+        return MedSynSuperResolution(unet, self.grid, self.superres, self.defaults)
 
     def reader(self, corpus: Path) -> CtReader:
         return CtReader(corpus, find_cts(corpus), self.data, self.grid, needs_report=False)
 
     def record(self) -> dict[str, Any]:
         """What a resumed run must share, besides the settings; the base is joined afterwards and may come later."""
-        return {name: value for name, value in _record(self).items() if name not in ("base", "defaults")}
+        started = weights_digest(_part(self.start_from, SUPERRES)) if self.start_from else ""
+        kept = {name: value for name, value in _record(self).items() if name not in ("base", "defaults")}
+        return {**kept, "start_from": started}
 
     def rows_depend_on(self) -> dict[str, Any]:
         record = self.record()
@@ -214,6 +227,40 @@ def join_medsyn(
     MedSyn(opened.base, refiner).save(out, dtype=dtype)
 
 
+def started_unet(place: str, part: str, wanted: UNetConfig) -> MedSynUNet | None:
+    """The network `part` ("base" or "superres") of a model, to train on from; None for no place.
+
+    Raises ConfigError when its size is not `wanted`.
+    """
+    from medisyn.families.medsyn.folders import open_unet
+
+    if not place:
+        return None
+    network = open_unet(_part(place, part))
+    have = {name: network.config[name] for name in dataclasses.asdict(wanted)}
+    differing = [name for name, value in dataclasses.asdict(wanted).items() if _plain(have[name]) != _plain(value)]
+    if differing:
+        raise ConfigError(
+            f"start_from={place}: its {part} network has another {', '.join(differing)} "
+            f"({', '.join(str(have[name]) for name in differing)}) than this run's. Start from a model of the same "
+            f"network, or from random weights with start_from=."
+        )
+    return network
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _part(place: str, part: str) -> Path:
+    """The folder of a network inside a model, or that of a super-resolution run, which holds nothing else."""
+    from medisyn.recipes.models import find_model
+    from medisyn.recipes.shipped_models import MAKES
+
+    folder = find_model(place).folder if place in MAKES else model_folder(Path(place))
+    return folder / part if (folder / part).is_dir() else folder
+
+
 def model_folder(folder: Path) -> Path:
     """The folder of a model: its own, or `model/` inside that of its run."""
     return folder / "model" if (folder / "model").is_dir() else folder
@@ -263,7 +310,7 @@ def _train(
 
     corpus_digest = fingerprint(corpus)
     store = _store(run, family, run.reader(corpus), out, corpus_digest)
-    if family.unet.reads_text:
+    if family.unet.reads_text and not run.start_from:
         family.unet.begin_with_reports(store.column("text"))  # a resumed run reads its null text from the checkpoint
     family.to(local_device())
     return train(
