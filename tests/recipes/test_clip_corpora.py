@@ -1,8 +1,8 @@
 """A corpus of clips given to what reads pictures: one sentence, before anything is made."""
 
 import pytest
-from tests.corpus.test_clip_corpus import described, videos
 
+from corpus.test_clip_corpus import described, videos
 from medisyn.corpus.curate import curate
 from medisyn.corpus.loader import Corpus
 from medisyn.errors import CorpusError, InputError

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from tests.build import tiny_folder
-from tests.end_to_end.test_evaluate import corpus, encoder  # noqa: F401  fixtures
 
+from build import tiny_folder
+from end_to_end.test_evaluate import corpus, encoder  # noqa: F401  fixtures
 from medisyn.cli import main
 from medisyn.errors import ConfigError, InputError
 from medisyn.recipes import sweep as module
