@@ -157,7 +157,7 @@ def test_a_lobe_that_was_asked_for_is_the_lobe():
     ill = made(Finding("consolidation", "right", 0.7, lobe=3))
     inside = ill.masks["finding"] > 0
     assert set(np.unique(ill.masks["lobe"][inside])) <= {0, 3}
-    assert "right upper lobe" in ill.findings_text
+    assert "right upper lobe" in ill.findings_text.lower()
 
 
 def test_collapse_makes_a_lobe_small_and_dense(healthy):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from medisyn.errors import ConfigError, closest
+from medisyn.recipes.dreambooth import DREAMBOOTH, DREAMBOOTH_TINY, SD_LORA, SD_LORA_TINY
 from medisyn.recipes.higen_presets import MEDISYN_V1_VIDEO, MEDISYN_V1_VIDEO_TINY
 from medisyn.recipes.higen_starter import STARTER_VIDEO
 from medisyn.recipes.medical_encoder_run import MedicalEncoderRun
@@ -80,6 +81,10 @@ PRESETS: Mapping[str, Preset] = {
     "medsyn-superres-tiny": MEDSYN_SUPERRES_TINY,
     "textual-inversion": TEXTUAL_INVERSION,
     "textual-inversion-tiny": TEXTUAL_INVERSION_TINY,
+    "dreambooth": DREAMBOOTH,
+    "dreambooth-tiny": DREAMBOOTH_TINY,
+    "sd-lora": SD_LORA,
+    "sd-lora-tiny": SD_LORA_TINY,
     "starter-image": STARTER_IMAGE,
     "starter-ct": STARTER_CT,
     "starter-video": STARTER_VIDEO,

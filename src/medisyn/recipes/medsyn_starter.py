@@ -238,7 +238,7 @@ STARTER_CT = StarterCtRun(
         solver="dpmpp-2m",  # as many calls as steps, and fewer steps than DDIM
         steps=25,
         guidance=2.0,
-        superres_steps=10,
+        superres_steps=5,
         tile=(64, 64, 64),  # the whole volume: untiled
         overlap=16,
     ),
