@@ -16,8 +16,10 @@ from medisyn.training.launch import accelerator_for, launch
 
 RANK = """
 import sys
+from medisyn.training.launch import leave_together
 from recipes.test_selection import judged
 judged(*sys.argv[1:])
+leave_together()
 """
 
 

@@ -126,3 +126,21 @@ def test_place_among_the_ranks(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert local_device() == "cuda:3"
+
+
+LEAVING = """
+import sys, time
+from pathlib import Path
+from medisyn.training.launch import accelerator_for, leave_together
+rank = accelerator_for("fp32").process_index
+time.sleep(rank)
+Path(sys.argv[1], f"{rank}-ready").write_text("")
+leave_together()
+assert Path(sys.argv[1], "1-ready").exists()
+leave_together()
+"""
+
+
+def test_ranks_leave_together(tmp_path):
+    """The main rank is done a second before the other, and waits for it."""
+    assert launch([sys.executable, "-c", LEAVING, str(tmp_path)], 2) == 0

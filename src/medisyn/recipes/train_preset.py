@@ -110,6 +110,8 @@ def worker(arguments: str) -> None:
     """One rank. Rank 0 writes its report, or its error, to the result file."""
     name, corpus, out, assignments, result = json.loads(arguments)
     is_main = os.environ["RANK"] == "0"
+    from medisyn.training.launch import leave_together
+
     announce: Announce = (lambda line: print(line, file=sys.stderr, flush=True)) if is_main else _silent
     try:
         report = preset_for(name, assignments).run(Path(corpus), Path(out), announce)
@@ -118,6 +120,7 @@ def worker(arguments: str) -> None:
         content = {"error": _public_name(error), "message": str(error)}
     if is_main:
         Path(result).write_text(json.dumps(content, default=str))
+    leave_together()
     if "error" in content:
         raise SystemExit(1)
 

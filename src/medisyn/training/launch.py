@@ -94,6 +94,19 @@ def launch(command: Sequence[str], processes: int) -> int:
         return _verdict(codes, logs)
 
 
+def leave_together() -> None:
+    """The end of a rank: wait for the others, and close the connection to them.
+
+    A rank that ends while others still hold their connection to it makes these abort, after work that was done.
+    """
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        with contextlib.suppress(RuntimeError):  # another rank failed and is gone; the launcher tells of it
+            distributed.barrier()
+        distributed.destroy_process_group()
+
+
 def _start(command: Sequence[str], processes: int, logs: Sequence[IO[bytes]]) -> list[subprocess.Popen[bytes]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
