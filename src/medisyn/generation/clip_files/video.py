@@ -8,8 +8,8 @@ Shapes here: T frames, H, W pixels, C channels (1 or 3).
     .gif   256 colours a frame, so exact for grey clips; frame times are whole hundredths of a second, and frames that
            equal the one before are merged with it
 
-The same clip and record give the same bytes as .mkv and .gif on one version of the libraries; .mp4 is for viewing. Files
-are whole or absent.
+The same clip and record give the same bytes as .mkv and .gif on one version of the libraries; .mp4 is for viewing.
+Files are whole or absent.
 """
 
 from __future__ import annotations
