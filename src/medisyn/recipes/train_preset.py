@@ -120,9 +120,9 @@ def worker(arguments: str) -> None:
         content = {"error": _public_name(error), "message": str(error)}
     if is_main:
         Path(result).write_text(json.dumps(content, default=str))
-    leave_together()
     if "error" in content:
-        raise SystemExit(1)
+        raise SystemExit(1)  # at once: another rank may wait for this one elsewhere than at the end
+    leave_together()
 
 
 def _public_name(error: MedisynError) -> str:
