@@ -16,8 +16,8 @@ from medisyn.corpus.readers.archive import Entry
 from medisyn.corpus.readers.nifti import read_nifti
 from medisyn.errors import BusyError, InputError
 from medisyn.phantoms import make_thorax
-from medisyn.phantoms.findings import draw_findings
-from medisyn.phantoms.folder import MASKS, nifti_bytes, write_phantoms
+from medisyn.phantoms.findings import KINDS, draw_findings
+from medisyn.phantoms.folder import MASKS, label_columns, nifti_bytes, write_phantoms
 from medisyn.seeding import seed_for
 
 SIZE = 32
@@ -72,6 +72,14 @@ def test_the_table_has_a_row_for_each(folder):
         assert float(row["cardiothoracic_ratio"]) == record["truth"]["cardiothoracic_ratio"]
         kinds = [finding["kind"].replace("_", "-") for finding in record["findings"]]
         assert row["findings"] == "|".join(kinds)
+        grades = {name: float(row[name]) for name in label_columns()}
+        assert {name.split("_", 2)[-1] if "cardiomegaly" not in name else "cardiomegaly" for name in grades} == {*KINDS}
+        for finding in record["findings"]:
+            grade = (1 + int(3 * finding["severity"])) / 3
+            named = [name for name in grades if name.endswith(finding["kind"])]
+            there = [name for name in named if len(named) == 1 or finding["side"] in ("both", name.split("_")[1])]
+            assert [grades.pop(name) for name in there] == [pytest.approx(grade, abs=1e-4)] * len(there)
+        assert not any(grades.values())
 
 
 def test_what_is_missing_is_made_again_and_more_may_be_added(folder, tmp_path):

@@ -1,6 +1,7 @@
 """CT corpora as users have them, read for MedSyn: layouts, masks, resampling, reports, and what is refused."""
 
 import json
+import math
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -250,6 +251,41 @@ def test_tables_of_reports(tmp_path, name, content):
 def test_a_folder_of_reports(tmp_path):
     folder_of(tmp_path)
     assert [report.caption for report in find_reports(tmp_path)] == [CHEST.caption]
+
+
+def test_labels_of_a_table_and_of_a_folder(tmp_path):
+    table = tmp_path / "a.csv"
+    table.write_text("report,effusion,nodule\nOne.,1,\nTwo.,0.25,0\n")
+    first, second = find_reports(tmp_path / "a.csv", ("nodule", "effusion"))
+    assert math.isnan(first.metadata["labels"][0])
+    assert (first.metadata["labels"][1], second.metadata["labels"]) == (1.0, (0.0, 0.25))
+    assert find_reports(table)[0].metadata == {}
+
+    corpus = tmp_path / "corpus"
+    for name in ("b", "a"):
+        (corpus / name).mkdir(parents=True)
+        (corpus / name / "report.txt").write_text(f"This is {name}.")
+    (corpus / "table.csv").write_text("key,effusion\nb,1\na,0\n")
+    found = [(one.caption, one.metadata["labels"]) for one in find_reports(corpus, ("effusion",))]
+    assert found == [("This is a.", (0.0,)), ("This is b.", (1.0,))]
+
+
+def test_labels_that_are_none(tmp_path):
+    table = tmp_path / "a.csv"
+    table.write_text("report,effusion\nOne.,2\n")
+    with pytest.raises(CorpusError, match="report 1: label 'effusion' must be a number from 0 to 1, or empty; got '2'"):
+        find_reports(table, ("effusion",))
+    table.write_text("report,effusion\nOne.,yes\n")
+    with pytest.raises(CorpusError, match="got 'yes'"):
+        find_reports(table, ("effusion",))
+    with pytest.raises(CorpusError, match=r"a.csv: there is no column 'efusion' of labels..*effusion"):
+        find_reports(table, ("efusion",))
+    folder_of(tmp_path / "corpus")
+    with pytest.raises(CorpusError, match=r"labels are read from a table of reports, or from table\.csv in a folder"):
+        find_reports(tmp_path / "corpus", ("effusion",))
+    (tmp_path / "corpus" / "table.csv").write_text("key,effusion\nanother,1\n")
+    with pytest.raises(CorpusError, match="1 of 1 reports have no row with their folder's name as key, first report 1"):
+        find_reports(tmp_path / "corpus", ("effusion",))
 
 
 def test_reports_that_are_none(tmp_path):

@@ -10,6 +10,7 @@ import torch
 from medisyn.errors import ConfigError, ModelError
 from medisyn.families.medsyn.folders import open_unet
 from medisyn.families.medsyn.networks import count_parameters
+from medisyn.families.medsyn.report_encoder import open_encoder
 from medisyn.phantoms.folder import write_phantoms
 from medisyn.recipes import PRESETS
 from medisyn.recipes.medsyn_starter import STARTER_CT, PhantomSet
@@ -66,30 +67,33 @@ def test_from_nothing_to_a_model_and_once_more(tmp_path):
     assert open_model(str(out)).digest == opened.digest
 
 
+def encoders(first, second):
+    """The report encoder of a finished model, and that of a run."""
+    return first / "model" / "report_encoder", second / "report-encoder" / "model"
+
+
 def test_a_run_goes_on_from_a_model(tmp_path):
     corpus, first = tmp_path / "phantoms", tmp_path / "first"
     run(TINY, corpus, first)
     onward = dataclasses.replace(TINY, start_from=str(first))
+    run(onward, corpus, tmp_path / "second")
     presets = onward._presets(tmp_path / "second")
     for part in ("base", "superres"):
         begun, stored = presets[part].family().unet, open_unet(first / "model" / part)
         assert all(torch.equal(begun.state_dict()[name], weight) for name, weight in stored.state_dict().items())
-    _, said = run(onward, corpus, tmp_path / "second")
-    assert [line for line in said if line.startswith("stage")] == [
-        "stage 1 of 3: base",
-        "stage 2 of 3: superres",
-        "stage 3 of 3: model",
-    ]
+    theirs, ours = (open_encoder(folder)[0].bert.state_dict() for folder in encoders(first, tmp_path / "second"))
+    assert sum(float((theirs[name] - ours[name]).abs().max()) for name in theirs) > 0
+    assert max(float((theirs[name] - ours[name]).abs().max()) for name in theirs) < 0.02  # two steps from it
     digests = {open_model(str(out)).digest for out in (first, tmp_path / "second")}
     assert len(digests) == 2
     config = json.loads((tmp_path / "second" / "base" / "run.json").read_text())["config"]
     assert len(config["start_from"]) == len(config["report_encoder"])
+    assert presets["base"].reads_anew()  # another encoder: mean and spread of its vectors are taken anew
+    same = dataclasses.replace(presets["base"], report_encoder=str(first / "model"))
+    assert not same.reads_anew()
     wider = dataclasses.replace(onward, superres=dataclasses.replace(TINY.superres, width=16))
     with pytest.raises(ConfigError, match=r"its superres network has another width \(8\) than this run's"):
         wider._presets(tmp_path / "third")["superres"].family()
-    said = []
-    onward.plan(corpus, tmp_path / "second", said.append)
-    assert not any("report-encoder" in line for line in said)
 
 
 def test_phantoms_that_were_interrupted_are_finished_and_others_are_left_alone(tmp_path):
@@ -116,7 +120,7 @@ def test_the_plan_of_the_real_one(tmp_path):
     STARTER_CT.plan(tmp_path / "new", tmp_path / "run", said.append)
     assert said[0] == "3000 phantoms of 64 voxels are made"
     assert said[1:4] == [
-        f"{stage}: {settings.num_steps} steps of {settings.batch_size}, rate 0.0005"
+        f"{stage}: {settings.num_steps} steps of {settings.batch_size}, rate {settings.learning_rate:g}"
         for stage, settings in STARTER_CT._stages().items()
     ]
     weights = count_parameters(STARTER_CT.base) + count_parameters(STARTER_CT.superres)

@@ -31,7 +31,7 @@ from medisyn import runs
 from medisyn.errors import InputError
 from medisyn.geometry import flip_lps_ras
 from medisyn.parallel import map_shards
-from medisyn.phantoms.findings import KINDS, draw_findings
+from medisyn.phantoms.findings import KINDS, SIDELESS, WORDS, Finding, draw_findings
 from medisyn.phantoms.thorax import Phantom, make_thorax
 from medisyn.seeding import seed_for
 
@@ -246,6 +246,20 @@ def _write_tables(out: Path, settings: Settings, records: Sequence[dict[str, Any
     runs.write_run(out, kind=KIND, **asdict(settings), phantoms=len(records), version=VERSION)
 
 
+def label_columns() -> tuple[str, ...]:
+    """The columns of table.csv that say what is there: 0 absent, 1/3 mild, 2/3 moderate, 1 severe."""
+    return tuple(name for kind in KINDS for name in _grades(kind, None))
+
+
+def _grades(kind: str, finding: dict[str, Any] | None) -> dict[str, float]:
+    """The grade of a finding on each side, or as a whole where it has none."""
+    grade = 0.0 if finding is None else round((WORDS.index(Finding(**finding).word) + 1) / len(WORDS), 4)
+    if kind in SIDELESS:
+        return {f"grade_{kind}": grade}
+    sides = () if finding is None else Finding(**finding).sides
+    return {f"grade_{side}_{kind}": grade if side in sides else 0.0 for side in ("left", "right")}
+
+
 def _row(record: dict[str, Any]) -> dict[str, Any]:
     """One flat row: paths, report, findings, and the figures of the truth."""
     key, truth = record["key"], record["truth"]
@@ -256,6 +270,7 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
     for kind in KINDS:
         row[f"{kind}_side"] = by_kind[kind]["side"] if kind in by_kind else ""
         row[f"{kind}_severity"] = by_kind[kind]["severity"] if kind in by_kind else ""
+        row |= _grades(kind, by_kind.get(kind))
     row |= {name: value for name, value in truth.items() if not isinstance(value, dict)}
     row |= {f"lobe_ml_{name.replace(' ', '_')}": value for name, value in truth["lobe_ml"].items()}
     return row | {"findings_text": record["findings_text"], "impression_text": record["impression_text"]}

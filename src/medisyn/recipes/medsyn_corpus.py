@@ -13,11 +13,12 @@ Files are told apart by their order, never named: a file name may be a patient's
 from __future__ import annotations
 
 import hashlib
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from medisyn import runs
 from medisyn.errors import ConfigError, CorpusError, InputError, closest
@@ -239,30 +240,81 @@ def fingerprint(corpus: Path) -> str:
 
 @dataclass(frozen=True)
 class ReportText:
-    """One report; what is needed of a Sample where there are no pixels."""
+    """One report; what is needed of a Sample where there are no pixels. Its metadata: "labels"."""
 
     key: str
     caption: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
-def find_reports(corpus: Path) -> tuple[ReportText, ...]:
+def find_reports(corpus: Path, labels: Sequence[str] = ()) -> tuple[ReportText, ...]:
     """The reports of a table (CSV, JSONL, Parquet), or of every .txt file of a folder or zip.
 
-    A table has a column report, or findings and impression. Raises CorpusError when there is none, or one is empty.
+    A table has a column report, or findings and impression. `labels` are columns of numbers in [0, 1] of that table, or
+    of a folder's table.csv, whose column key names the folders of the reports; an empty cell is NaN, not known.
+    Raises CorpusError when there is no report, one is empty, or a label is missing.
     """
     is_table = corpus.is_file() and corpus.suffix.lower() in TABLE_SUFFIXES
     texts = _table_texts(corpus) if is_table else _text_files(corpus)
     for number, text in enumerate(texts, start=1):
         if not text.strip():
             raise CorpusError(f"report {number} of {len(texts)} is empty. Leave it out, or fill it in.")
-    return tuple(ReportText(f"report-{number:06d}", text) for number, text in enumerate(texts, start=1))
+    told = _labels(corpus, labels, is_table=is_table) if labels else [() for _ in texts]
+    return tuple(
+        ReportText(f"report-{number:06d}", text, {"labels": values} if labels else {})
+        for number, (text, values) in enumerate(zip(texts, told, strict=True), start=1)
+    )
+
+
+def _labels(corpus: Path, labels: Sequence[str], *, is_table: bool) -> list[tuple[float, ...]]:
+    """The labels of each report, in the order of the reports."""
+    from medisyn.corpus.table import read_table
+
+    table = corpus if is_table else corpus / "table.csv"
+    if not table.is_file():
+        raise CorpusError(
+            "labels are read from a table of reports, or from table.csv in a folder of them; there is none"
+        )
+    rows = read_table(table)
+    for name in labels:
+        if name not in rows[0]:
+            raise CorpusError(f"{table.name}: there is no column {name!r} of labels.{closest(name, rows[0])}")
+    if not is_table:
+        rows = _rows_of_folders(rows, [_parent(name) for name in _text_names(corpus)])
+    return [tuple(_label(row[name], name, number) for name in labels) for number, row in enumerate(rows, start=1)]
+
+
+def _rows_of_folders(rows: list[dict[str, str]], folders: list[str]) -> list[dict[str, str]]:
+    """The row whose key is the folder of each report."""
+    by_key = {row.get("key", ""): row for row in rows}
+    missing = [number for number, folder in enumerate(folders, start=1) if folder not in by_key]
+    if missing:
+        raise CorpusError(
+            f"table.csv: {len(missing)} of {len(folders)} reports have no row with their folder's name as key, first "
+            f"report {missing[0]}"
+        )
+    return [by_key[folder] for folder in folders]
+
+
+def _label(cell: str, name: str, number: int) -> float:
+    try:
+        value = float(cell) if cell.strip() else math.nan
+    except ValueError:
+        value = math.inf
+    if not (math.isnan(value) or 0 <= value <= 1):
+        raise CorpusError(f"report {number}: label {name!r} must be a number from 0 to 1, or empty; got {cell!r}")
+    return value
 
 
 def _text_files(corpus: Path) -> list[str]:
-    names = [name for name in _entries(corpus) if name.lower().endswith(".txt")]
+    names = _text_names(corpus)
     if not names:
         raise CorpusError("the corpus holds no report: give a table (CSV, JSONL, Parquet), or a folder with .txt files")
     return [read_text(corpus, name) for name in names]
+
+
+def _text_names(corpus: Path) -> list[str]:
+    return [name for name in _entries(corpus) if name.lower().endswith(".txt")]
 
 
 def _table_texts(table: Path) -> list[str]:

@@ -38,6 +38,7 @@ class ReportObjective:
     masked_share: float = 0.15
     swapped_share: float = 0.5
     pair_weight: float = 1.0
+    label_weight: float = 1.0
     window: int = 512
     findings_tokens: int = 1536
     impression_tokens: int = 512
@@ -49,12 +50,15 @@ class MedSynReportRun:
 
     start      folder of any BERT checkpoint (config.json, .safetensors, vocabulary); "" begins with random weights
     positions  tokens that the encoder reads at once; a start with fewer gets longer positions
+    labels     columns of the table of reports, or of table.csv in a folder of them, with numbers from 0 (absent) to 1,
+               empty where not known; the encoder learns to tell them. Not MedSyn's; () is the paper's way
     """
 
     summary: str
     start: str = ""
     network: BertSize = field(default_factory=BertSize)
     positions: int = 512
+    labels: tuple[str, ...] = ()
     objective: ReportObjective = field(default_factory=ReportObjective)
     train: TrainSettings
 
@@ -71,7 +75,7 @@ class MedSynReportRun:
 
         from medisyn.training import memory
 
-        reports = find_reports(corpus)
+        reports = find_reports(corpus, self.labels)
         full = self.train.for_samples(len(reports))
         with tempfile.TemporaryDirectory() as scratch:
             family = self.family(reports, Path(scratch))
@@ -88,7 +92,7 @@ class MedSynReportRun:
         """Check that the run can be resumed, learn the vocabulary where there is none, and encode every report once."""
         from medisyn.training.run import refuse_another_run
 
-        reports, corpus_digest = find_reports(corpus), fingerprint(corpus)
+        reports, corpus_digest = find_reports(corpus, self.labels), fingerprint(corpus)
         settings = resolved(self.train.for_samples(len(reports)))
         with runs.lock(out):
             refuse_another_run(out, {**self.record(), "train": settings}, corpus_digest)
@@ -101,7 +105,7 @@ class MedSynReportRun:
         from medisyn.training.launch import local_device
         from medisyn.training.loop import train
 
-        reports, corpus_digest = find_reports(corpus), fingerprint(corpus)
+        reports, corpus_digest = find_reports(corpus, self.labels), fingerprint(corpus)
         family = self.family(reports, out)
         store = self._store(family, reports, out, corpus_digest)
         family.to(local_device())
@@ -124,8 +128,11 @@ class MedSynReportRun:
 
         folder = Path(self.start) if self.start else self._built(reports, out)
         encoder, tokenizer = open_encoder(folder, from_any_bert=True)
+        encoder.float()  # a start may be stored in half precision
         if encoder.config.max_position_embeddings < self.positions:
             extend_positions(encoder, self.positions)
+        if self.labels:
+            encoder.begin_labels(len(self.labels), seed=self.train.seed)
         config = ReportTrainingConfig(**dataclasses.asdict(self.objective))
         impressions = [parse_report(report.caption).impression for report in reports]
         return ReportPretraining(encoder, tokenizer, impressions, config)
@@ -160,6 +167,6 @@ class MedSynReportRun:
             [report.key for report in reports],
             reports.__getitem__,
             lambda: family.encode,
-            encoder=runs.digest(["reports", family.tokenizer.get_vocab(), places]),
+            encoder=runs.digest(["reports", family.tokenizer.get_vocab(), places, self.labels]),
             corpus=corpus_digest,
         )

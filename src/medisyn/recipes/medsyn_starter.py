@@ -1,7 +1,7 @@
 """starter-ct: a small MedSyn cascade from 16 to 64 voxels a side, trained on phantoms in four stages.
 
 0. corpus          phantoms, made where the corpus is a new folder
-1. report-encoder  a small BERT on the phantoms' reports
+1. report-encoder  a small BERT on the phantoms' reports, which also learns to tell what is there
 2. base            CT, lobes, airways and vessels at 16 voxels a side, from a report
 3. superres        to 64 voxels a side, small enough to be refined without tiles; joined with the base model
 4. model           the cascade in float16
@@ -27,6 +27,7 @@ from medisyn.families.medsyn.config import (
     SuperResolutionConfig,
     UNetConfig,
 )
+from medisyn.phantoms.folder import label_columns
 from medisyn.recipes.medsyn_corpus import CtData
 from medisyn.recipes.medsyn_presets import PREVIEW_PROMPTS
 from medisyn.recipes.medsyn_reports import BertSize, MedSynReportRun, ReportObjective
@@ -55,8 +56,9 @@ class PhantomSet:
 class StarterCtRun:
     """Everything that decides the starter model. Both models share grid, defaults and the way the corpus is read.
 
-    start_from: a model of the same networks, such as starter-ct itself; training goes on from its weights, with its
-    report encoder. "" trains all of it from random weights.
+    start_from: a model of the same networks, such as starter-ct itself; each stage goes on from its weights. "" trains
+    all of it from random weights.
+    labels: as the report encoder's.
     """
 
     summary: str
@@ -64,6 +66,7 @@ class StarterCtRun:
     phantoms: PhantomSet
     bert: BertSize
     positions: int
+    labels: tuple[str, ...] = ()
     objective: ReportObjective
     grid: Grid
     base: UNetConfig
@@ -114,22 +117,23 @@ class StarterCtRun:
     # Parts of the above
 
     def _stages(self) -> dict[str, TrainSettings]:
-        trained = {BASE: self.base_train, SUPERRES: self.superres_train}
-        return trained if self.start_from else {ENCODER: self.encoder_train, **trained}
+        return {ENCODER: self.encoder_train, BASE: self.base_train, SUPERRES: self.superres_train}
 
     def _presets(self, out: Path) -> dict[str, Stage]:
         """Each stage as the run that `medisyn train` knows."""
         encoder = MedSynReportRun(
             summary=self.summary,
+            start=self._started_encoder(),
             network=self.bert,
             positions=self.positions,
+            labels=self.labels,
             objective=self.objective,
             train=self.encoder_train,
         )
         base = MedSynBaseRun(
             summary=self.summary,
             start_from=self.start_from,
-            report_encoder=str(self._started_folder() or out / ENCODER),
+            report_encoder=str(out / ENCODER),
             network=self.base,
             grid=self.grid,
             model=self.model,
@@ -149,14 +153,13 @@ class StarterCtRun:
             data=self.data,
             train=self.superres_train,
         )
-        trained: dict[str, Stage] = {BASE: base, SUPERRES: superres}
-        return trained if self.start_from else {ENCODER: encoder, **trained}
+        return {ENCODER: encoder, BASE: base, SUPERRES: superres}
 
-    def _started_folder(self) -> Path | None:
-        """The folder of `start_from`, whose report encoder is read."""
+    def _started_encoder(self) -> str:
+        """The folder of the report encoder of `start_from`."""
         from medisyn.recipes.models import find_model
 
-        return find_model(self.start_from).folder if self.start_from else None
+        return str(find_model(self.start_from).folder / "report_encoder") if self.start_from else ""
 
     def _make_phantoms(self, corpus: Path, announce: Announce) -> None:
         """Make or go on making phantoms; a corpus that holds anything else, or is finished, is read as it is."""
@@ -221,7 +224,8 @@ STARTER_CT = StarterCtRun(
         heads=4,
     ),
     positions=256,  # a phantom's report has fewer tokens
-    objective=ReportObjective(window=256, findings_tokens=384, impression_tokens=128),
+    labels=label_columns(),
+    objective=ReportObjective(window=256, findings_tokens=384, impression_tokens=128, label_weight=8.0),
     grid=Grid(
         shape=(16, 16, 16),
         spacing_mm=(20.0, 22.0, 22.0),  # the phantoms' field of view, 320 x 352 x 352 mm
@@ -243,7 +247,9 @@ STARTER_CT = StarterCtRun(
         overlap=16,
     ),
     data=CtData(finer=4),
-    encoder_train=dataclasses.replace(_TRAIN, num_steps=600, batch_size=16, ema_start=300, preview_every=0),
+    encoder_train=dataclasses.replace(
+        _TRAIN, num_steps=2000, batch_size=16, learning_rate=1e-3, ema_start=300, preview_every=0
+    ),
     base_train=dataclasses.replace(
         _TRAIN,
         num_steps=2000,  # 0.11 s a volume on one CPU core in bfloat16: an hour

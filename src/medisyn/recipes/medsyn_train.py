@@ -91,6 +91,13 @@ class MedSynBaseRun:
         started = weights_digest(_part(self.start_from, "base")) if self.start_from else ""
         return {**_record(self), "report_encoder": weights_digest(self._encoder_folder()), "start_from": started}
 
+    def reads_anew(self) -> bool:
+        """Whether the network has not been trained on this report encoder's vectors yet."""
+        if not self.start_from:
+            return True
+        theirs = _part(self.start_from, "base").parent / "report_encoder"
+        return weights_digest(theirs) != weights_digest(self._encoder_folder())
+
     def rows_depend_on(self) -> dict[str, Any]:
         record = self.record()
         told = {name: record[name] for name in ("report_encoder", "grid", "data")}
@@ -310,7 +317,7 @@ def _train(
 
     corpus_digest = fingerprint(corpus)
     store = _store(run, family, run.reader(corpus), out, corpus_digest)
-    if family.unet.reads_text and not run.start_from:
+    if family.unet.reads_text and run.reads_anew():
         family.unet.begin_with_reports(store.column("text"))  # a resumed run reads its null text from the checkpoint
     family.to(local_device())
     return train(

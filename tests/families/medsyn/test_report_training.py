@@ -1,5 +1,8 @@
 """Pre-training of the report encoder: what is masked, swapped and refused."""
 
+import itertools
+import math
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -8,9 +11,10 @@ import torch
 import build_medsyn as build
 from medisyn.errors import ConfigError, InputError
 from medisyn.families.medsyn.report_training import ReportPretraining, ReportTrainingConfig, _part
+from medisyn.families.medsyn.reports import ReportReader
 from medisyn.families.medsyn.sections import parse_report
 from medisyn.seeding import generator_for
-from medisyn.types import Request
+from medisyn.types import Request, Sample
 
 TINY = ReportTrainingConfig(window=24, findings_tokens=40, impression_tokens=16)
 IMPRESSIONS = [parse_report(report).impression for report in build.REPORTS]
@@ -117,6 +121,74 @@ def test_training_learns_the_four_reports():
         optimizer.zero_grad()
         losses.append(loss.item())
     assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
+
+
+LABELLED = ("No effusion.", "Large effusion.", "No effusion. Heart is normal.", "Large effusion. Heart is normal.")
+
+
+def labelled(values=((0.0, 0.0), (1.0, 0.0), (0.0, float("nan")), (1.0, 0.5)), texts=LABELLED):
+    """A family that learns two labels, and samples that have them."""
+    training = family()
+    training.encoder.begin_labels(2, seed=1)
+    samples = [
+        Sample(str(number), None, text, {"labels": labels})
+        for number, (text, labels) in enumerate(zip(texts, values, strict=True))
+    ]
+    return training, samples
+
+
+def test_labels_add_the_cross_entropy_of_those_that_are_known():
+    training, samples = labelled()
+    rows = training.encode(samples)
+    torch.nn.init.zeros_(training.encoder.label_head.weight)
+    with torch.no_grad():
+        training.encoder.label_head.bias.copy_(torch.tensor([0.0, 2.0]))
+    found = training._label_loss(rows, draws(4))
+    half, low, high = math.log(2), math.log1p(math.exp(2)), math.log1p(math.exp(-2))  # of logit 0; of 2, absent; there
+    expected = [half + low, half + low, half, half + (low + high) / 2]
+    torch.testing.assert_close(found, torch.tensor(expected))
+    plain = family()
+    plain.encoder.load_state_dict(training.encoder.state_dict(), strict=False)
+    without = plain.loss({name: row for name, row in rows.items() if name != "labels"}, draws(4))
+    torch.testing.assert_close(training.loss(rows, draws(4)), without + found)
+
+
+def test_a_denial_is_told_from_its_finding():
+    training, samples = labelled()
+    rows = training.encode(samples)
+    (group,) = training.trainable()
+    training.encoder.eval()  # without dropout
+    optimizer = torch.optim.AdamW(group.parameters, lr=1e-2)
+    for step in range(80):
+        training._label_loss(rows, draws(4, step)).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    reader = ReportReader(training.encoder, training.tokenizer, num_tokens=8, short_reports="stretch")
+    pooled = reader.read(["No effusion.", "Large effusion."]).mean(dim=1)
+    absent, present = training.encoder.label_head(pooled)[:, 0].sigmoid().tolist()
+    assert absent < 0.2
+    assert present > 0.8
+
+
+def test_half_of_the_reports_lose_sentences_and_none_loses_all():
+    training, tokenizer = family(), build.tokenizer()
+    stop = tokenizer.convert_tokens_to_ids(".")
+    ids = [11, 12, stop, 13, stop, 14, 15, stop]
+    seen = Counter(tuple(training._some_sentences(ids, generator_for(2, str(number)))) for number in range(2000))
+    parts = [ids[:3], ids[3:5], ids[5:]]
+    kept = (chosen for size in (1, 2, 3) for chosen in itertools.combinations(parts, size))
+    assert set(seen) == {tuple(itertools.chain(*chosen)) for chosen in kept}
+    assert 0.58 < seen[tuple(ids)] / 2000 < 0.67  # whole: 1/2, or all kept: 1/2 times the mean of share³, 1/4
+    assert training._some_sentences([11], draws(1)[0]) == [11]
+    long = training._some_sentences(list(range(10, 60)), generator_for(2, "a"))
+    assert len(long) == TINY.window - 2
+
+
+def test_labels_that_are_missing_or_out_of_range_are_refused():
+    for values in (((0.0,),), ((0.0, 1.5),), ((-1.0, float("nan")),)):
+        training, samples = labelled(values, LABELLED[:1])
+        with pytest.raises(InputError, match=r"report 0: it needs 2 labels in \[0, 1\] or NaN, got"):
+            training.encode(samples)
 
 
 def test_what_cannot_be_trained_on_is_refused():

@@ -1,7 +1,7 @@
 """The report encoder: BERT with the two heads it is trained by, its vocabulary, and longer positions.
 
 The weights have the names of the published CXR-BERT: `bert.*`, `cls.predictions.*`, `cls_projection_head.*`, and
-`classifier.*`, which MedSyn adds for paired sections.
+`classifier.*`, which MedSyn adds for paired sections. `label_head.*` is ours, and only there where labels are learnt.
 """
 
 from __future__ import annotations
@@ -43,11 +43,20 @@ class ReportEncoder(BertForMaskedLM):
         width = getattr(config, "projection_size", PROJECTION_WIDTH)
         self.cls_projection_head = ProjectionHead(config.hidden_size, width)
         self.classifier = nn.Linear(width, 2)  # 0 unpaired, 1 paired
+        num_labels = getattr(config, "report_labels", 0)
+        self.label_head = nn.Linear(config.hidden_size, num_labels) if num_labels else None
         self.post_init()
 
     def pair_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(B, 2) from the last hidden states (B, L, E)."""
         return self.classifier(self.cls_projection_head(hidden[:, 0]))
+
+    def begin_labels(self, num_labels: int, seed: int = 0) -> None:
+        """Give the encoder a new head for labels, in place; the same seed gives the same weights."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.label_head = nn.Linear(self.config.hidden_size, num_labels)
+        self.config.report_labels = num_labels
 
 
 def new_encoder(
@@ -68,7 +77,7 @@ def new_encoder(
         return ReportEncoder(config)
 
 
-HEADS = ("cls.", "cls_projection_head.", "classifier.")  # what pre-training alone needs
+HEADS = ("cls.", "cls_projection_head.", "classifier.", "label_head.")  # what pre-training alone needs
 
 
 def open_encoder(folder: Path | str, *, from_any_bert: bool = False) -> tuple[ReportEncoder, Any]:

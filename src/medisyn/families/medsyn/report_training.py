@@ -1,13 +1,20 @@
-"""Pre-training of the report encoder as a family: masked words, and whether the sections belong together.
+"""Pre-training of the report encoder as a family: masked words, whether the sections belong together, and labels.
 
-Shapes here: B reports, F findings tokens, I impression tokens, L tokens of the encoder's window, M masked tokens,
-V vocabulary. What `encode` returns: "findings" (B, F) and "impression" (B, I) token ids, padded.
+Masked words teach an encoder that "no" is likely before "effusion", not that it matters: the mean vectors of a finding
+and of its denial stay close. Where the corpus knows what is there, the encoder may learn to tell that too, from the
+mean of its vectors, which is what a base model with pooled text reads. That part is not MedSyn's.
+
+Shapes here: B reports, F findings tokens, I impression tokens, K labels, L tokens of the encoder's window, M masked
+tokens, V vocabulary. What `encode` returns: "findings" (B, F) and "impression" (B, I) token ids, padded, and "labels"
+(B, K) in [0, 1], NaN where one is not known.
 """
 
 from __future__ import annotations
 
+import itertools
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +30,8 @@ from medisyn.types import Item, Request, Sample
 if TYPE_CHECKING:
     from medisyn.families.base import Encoded
 
+WHOLE = 0.5  # share of reports whose labels are told from all of their sentences; from some of them in the others
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReportTrainingConfig:
@@ -31,6 +40,7 @@ class ReportTrainingConfig:
     masked_share: float = 0.15
     swapped_share: float = 0.5  # impressions that are replaced by another report's
     pair_weight: float = 1.0
+    label_weight: float = 1.0  # where the encoder has a head for labels
     window: int = 512  # tokens of one training example; at most the encoder's window
     findings_tokens: int = 1536  # places of a row; a report with more is an error, not cut
     impression_tokens: int = 512
@@ -48,9 +58,9 @@ class _Example:
     """One report as it is trained on in one step."""
 
     tokens: list[int]
-    second_from: int  # index at which the impression starts
-    paired: bool | None  # None: it has one section only
-    masked: list[int]  # indices
+    second_from: int = sys.maxsize  # index at which the impression starts
+    paired: bool | None = None  # None: it has one section only
+    masked: list[int] = field(default_factory=list)  # indices
 
 
 class ReportPretraining:
@@ -90,8 +100,20 @@ class ReportPretraining:
         return self
 
     def encode(self, samples: Sequence[Sample]) -> Encoded:
-        """The captions of the samples as rows; the pixels are not looked at."""
-        return self.encode_reports([sample.caption for sample in samples], [sample.key for sample in samples])
+        """The captions of the samples as rows, and metadata["labels"] where labels are learnt; pixels are not read."""
+        rows = self.encode_reports([sample.caption for sample in samples], [sample.key for sample in samples])
+        if self.encoder.label_head is None:
+            return rows
+        return {**rows, "labels": torch.stack([self._labels(sample) for sample in samples])}
+
+    def _labels(self, sample: Sample) -> torch.Tensor:
+        """(K,); refuses another number of them, and values outside [0, 1]."""
+        labels_K = torch.tensor(sample.metadata.get("labels", ()), dtype=torch.float32)
+        wanted = self.encoder.config.report_labels
+        known = labels_K[~labels_K.isnan()]
+        if len(labels_K) != wanted or ((known < 0) | (known > 1)).any():
+            raise InputError(f"report {sample.key}: it needs {wanted} labels in [0, 1] or NaN, got {labels_K.tolist()}")
+        return labels_K
 
     def encode_reports(self, reports: Sequence[str], keys: Sequence[str] | None = None) -> Encoded:
         """Reports as the rows described above. Raises InputError for an empty one, or one that a row cannot hold."""
@@ -117,9 +139,11 @@ class ReportPretraining:
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) if text else []
 
     def loss(self, encoded: Encoded, draws: Sequence[torch.Generator]) -> torch.Tensor:
-        """Loss per report (B,): cross-entropy over its masked words, plus that of the pair where it has two sections.
+        """Loss per report (B,): cross-entropy over its masked words, plus that of the pair where it has two sections,
+        plus that of its known labels, added up.
 
-        Row i draws from draws[i]: swap, which impression, part of the findings, part of the impression, masks.
+        Row i draws from draws[i]: swap, which impression, part of the findings, part of the impression, masks, and the
+        sentences that the labels are told from.
         """
         pad = self.tokenizer.pad_token_id
         examples = [
@@ -144,7 +168,45 @@ class ReportPretraining:
         paired_B = torch.tensor([int(bool(e.paired)) for e in examples], device=self.device)
         has_pair_B = torch.tensor([float(e.paired is not None) for e in examples], device=self.device)
         pairs_B = F.cross_entropy(self.encoder.pair_logits(hidden_BLE).float(), paired_B, reduction="none")
-        return words_B + self.config.pair_weight * has_pair_B * pairs_B
+        loss_B = words_B + self.config.pair_weight * has_pair_B * pairs_B
+        if self.encoder.label_head is None:
+            return loss_B
+        return loss_B + self.config.label_weight * self._label_loss(encoded, draws)
+
+    def _label_loss(self, encoded: Encoded, draws: Sequence[torch.Generator]) -> torch.Tensor:
+        """(B,): binary cross-entropy of each known label, told from the mean of the vectors that a base model reads.
+
+        Half of the reports lose sentences, so that a short prompt tells what it says and no more; a label whose
+        sentence is lost stays, and the encoder learns how likely it then is.
+        """
+        pad = self.tokenizer.pad_token_id
+        rows = torch.cat([encoded["findings"], encoded["impression"]], dim=1)
+        read = [self._some_sentences(row[row != pad].tolist(), draw) for row, draw in zip(rows, draws, strict=True)]
+        examples = [_Example([self.tokenizer.cls_token_id, *ids, self.tokenizer.sep_token_id]) for ids in read]
+        tokens_BL, _, mask_BL = self._batch(examples)
+        hidden_BLE = self.encoder.bert(input_ids=tokens_BL, attention_mask=mask_BL).last_hidden_state
+        mean_BE = (hidden_BLE * mask_BL[..., None]).sum(dim=1) / mask_BL.sum(dim=1, keepdim=True)
+        labels_BK = encoded["labels"].to(self.device).float()
+        known_BK = ~labels_BK.isnan()
+        logits_BK = self.encoder.label_head(mean_BE).float()
+        errors_BK = F.binary_cross_entropy_with_logits(logits_BK, labels_BK.nan_to_num(), reduction="none")
+        return (errors_BK * known_BK).sum(dim=1)
+
+    def _some_sentences(self, ids: list[int], draw: torch.Generator) -> list[int]:
+        """All of a report, or those of its sentences that a drawn share keeps: one at least, at most a window full."""
+        room = self.config.window - 2
+        if torch.rand((), generator=draw) < WHOLE:
+            return _part(ids, room, draw)
+        stop = self.tokenizer.convert_tokens_to_ids(".")
+        ends = [place + 1 for place, token in enumerate(ids) if token == stop and place + 1 < len(ids)]
+        sentences = [ids[start:end] for start, end in itertools.pairwise([0, *ends, len(ids)])]
+        share = torch.rand((), generator=draw)
+        chance = torch.rand(len(sentences), generator=draw)
+        kept = chance < share
+        kept[chance.argmin()] = True
+        return _part(
+            [token for sentence, keep in zip(sentences, kept, strict=True) if keep for token in sentence], room, draw
+        )
 
     def _example(self, findings: list[int], impression: list[int], draw: torch.Generator) -> _Example:
         paired: bool | None = None
