@@ -11,7 +11,8 @@ Everything at 64 x 64 pixels, on one core in about 20 minutes:
 4. For random, start and fine-tuned weights: the Fréchet distance of images made from the captions of held-out target
    images to those images, by the shipped medical encoder, at one n, with bootstrap intervals. Beside them: training
    images (the floor), and the held-out images through Stages B and A (what decoding alone costs). The same distance
-   between Stage C's latents, undecoded, says what Stage C learnt whatever Stages B and A can show of it.
+   between Stage C's latents, undecoded, says what Stage C learnt whatever Stages B and A can show of it. The
+   fine-tune's three checkpoints are measured with and without the moving average: Table 2 of MediSyn v1 at this size.
 5. Seconds per training step on precomputed latents against the same step with the encoders in it, taking turns.
 
 Captions of held-out images stand for prompts; many training captions are equal to them. Small models, few steps: the
@@ -32,6 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from medisyn import runs
 from medisyn.corpus.loader import Corpus
@@ -49,12 +51,13 @@ from medisyn.families.wuerstchen.vqgan import build_vqgan
 from medisyn.recipes.corpus_images import rgb
 from medisyn.recipes.wuerstchen import MEDISYN_V1_IMAGE
 from medisyn.seeding import generator_for, seed_for
+from medisyn.training.checkpoint import Checkpoints
 from medisyn.training.loop import train
 from medisyn.training.order import balanced_weights
 from medisyn.types import Picture, Request, Sample
 
 RESULTS = Path(__file__).parent / "results"
-SIDE, BATCH = 64, 32
+SIDE, BATCH, CHECKPOINTS = 64, 32, 3
 SIZES = Sizes(
     prior=PriorConfig(c_in=16, c=128, c_cond=64, c_r=32, depth=6, nhead=4, dropout=0.1),
     decoder=DecoderConfig(
@@ -199,11 +202,27 @@ def train_stage_c(family: Wuerstchen, rows: Rows, weights: np.ndarray, steps: in
         precision="fp32",
         ema_start=steps // 4,
         ema_interval=10,
-        checkpoint_every=steps,
+        checkpoint_every=-(-steps // CHECKPOINTS),
+        keep_last=CHECKPOINTS,
         preview_every=0,
         log_every=max(1, steps // 10),
     )
     train(family, rows, settings, out, save_model=family.save, weights=weights, announce=print)
+
+
+def checkpoints_of(run: Path, distances: Distances, held: Sequence[Sample]) -> list[dict[str, Any]]:
+    """The distance of each checkpoint's images, with the moving average and without: Table 2 of MediSyn v1."""
+    found = []
+    for checkpoint in Checkpoints(run, CHECKPOINTS).complete():
+        family = Wuerstchen.from_folder(checkpoint.folder / "model", MEDISYN_V1_IMAGE.model)
+        averaged = distances.of(images_of(family, held))
+        state = load_file(checkpoint.folder / "state.safetensors")
+        for group in family.trainable():
+            for number, parameter in enumerate(group.parameters):
+                parameter.data.copy_(state[f"weight/{group.name}/{number}"])
+        family.networks.prior.eval()
+        found.append({"step": checkpoint.step, "ema": averaged, "without": distances.of(images_of(family, held))})
+    return found
 
 
 def images_of(family: Wuerstchen, samples: Sequence[Sample]) -> list[np.ndarray]:
@@ -344,6 +363,11 @@ def main() -> None:
     # What was found
     for name, row in found.items():
         print(f"{name}: Fréchet distance {row['frechet']:.3f} ({row['low']:.3f} to {row['high']:.3f}), n = {row['n']}")
+    per_checkpoint = checkpoints_of(options.out / "fine-tuned", distances, held)
+    for row in per_checkpoint:
+        print(
+            f"step {row['step']}: {row['without']['frechet']:.3f} without, {row['ema']['frechet']:.3f} with the average"
+        )
     floor = next(iter(found.values()))["floor"]
     print(f"training images: {floor['frechet']:.3f} ({floor['low']:.3f} to {floor['high']:.3f})")
     print("Fréchet distance of Stage C's latents, without decoding:", in_latents)
@@ -357,6 +381,7 @@ def main() -> None:
         "images": {"train": len(samples), "target": len(own), "held out": len(held)},
         "distances": found,
         "distances_of_latents": in_latents,
+        "checkpoints": per_checkpoint,
         "throughput": speed,
         "minutes": (time.perf_counter() - began) / 60,
         "environment": runs.environment(),

@@ -35,6 +35,7 @@ def test_by_weight_the_prompt_says_it_all():
 def test_prompts_of_several_terms_are_scaled_as_they_are():
     assert weighted_prompt("a :2 AND b", "c", 0.25) == "a :1.5 AND b :0.75 AND c :0.25"
     assert weighted_prompt("a", "b :0.5", 1.0) == "b :0.5"
+    assert weighted_prompt("a", "b", 0.8) == "a :0.2 AND b :0.8"
 
 
 def test_a_series_keeps_its_seed_and_another_has_another():

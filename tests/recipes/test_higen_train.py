@@ -19,7 +19,7 @@ from medisyn.families.higen.networks import count_parameters
 from medisyn.phantoms.heart import write_heart_phantoms
 from medisyn.recipes import get_preset, with_overrides
 from medisyn.recipes.higen_corpus import ClipData, ClipReader, fingerprint
-from medisyn.recipes.higen_starter import STARTER_VIDEO, FrameReader, is_new
+from medisyn.recipes.higen_starter import STARTER_VIDEO, FrameReader, _is_new
 from medisyn.recipes.higen_train import JointFrames, KeyFrames
 from medisyn.recipes.sources import sources_of
 from medisyn.training.launch import launch
@@ -257,7 +257,7 @@ def test_starter_video_from_nothing(tmp_path):
     run.prepare(corpus, out, said.append, processes=1)
     report = run.run(corpus, out, said.append)
     assert report.model == out / "model"
-    assert not is_new(corpus)
+    assert not _is_new(corpus)
     model = HiGen.from_folder(out / "model")
     trained, start = HiGen.from_folder(out / "diffusion" / "model"), HiGen.from_folder(out / "start")
     assert model.vae.config.scaling_factor == trained.vae.config.scaling_factor != 0.18215

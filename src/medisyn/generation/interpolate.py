@@ -69,9 +69,14 @@ def _request(
 
 def weighted_prompt(start: str, end: str, share: float) -> str:
     """The terms of `start` times 1 - share and those of `end` times share, as one prompt; at an end, that end alone."""
-    scaled = [Term(term.text, term.weight * (1 - share)) for term in parse_prompt(start) if share < 1]
-    scaled += [Term(term.text, term.weight * share) for term in parse_prompt(end) if share > 0]
+    scaled = [Term(term.text, _scaled(term.weight, 1 - share)) for term in parse_prompt(start) if share < 1]
+    scaled += [Term(term.text, _scaled(term.weight, share)) for term in parse_prompt(end) if share > 0]
     return format_prompt(scaled)
+
+
+def _scaled(weight: float, share: float) -> float:
+    """As a person would write it: 1 - 0.8 leaves 0.2, not 0.19999999999999996."""
+    return round(weight * share, 6)
 
 
 def _check(start: str, end: str | None, frames: int, by: str) -> None:

@@ -9,16 +9,13 @@
     out/source.yaml             a source description: `medisyn curate out/source.yaml --out corpus/`
     out/run.json                what was asked for
 
-A phantom's folder is whole or absent, and the same command makes what is missing.
+How the folder is written and gone on with: many.py.
 Shapes here: D, H, W voxels; I, J, K file axes with I = W, J = H, K = D.
 """
 
 from __future__ import annotations
 
-import csv
 import gzip
-import io
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -27,18 +24,14 @@ from typing import Any
 
 import numpy as np
 
-from medisyn import runs
 from medisyn.errors import InputError
 from medisyn.geometry import flip_lps_ras
-from medisyn.parallel import map_shards
 from medisyn.phantoms.findings import KINDS, SIDELESS, WORDS, Finding, draw_findings
+from medisyn.phantoms.many import PhantomKind, write_many
 from medisyn.phantoms.thorax import Phantom, make_thorax
 from medisyn.seeding import seed_for
 
-KIND = "phantom-ct"
-VERSION = 1  # raised when the same seed makes another patient: finished folders are then made again
 MASKS = ("lobe", "airway", "vessel", "heart", "aorta", "effusion", "finding")
-PER_TASK = 4
 IJK_FROM_DHW = np.eye(4)[[2, 1, 0, 3]]
 SOURCE = """\
 name: {name}
@@ -81,15 +74,6 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Task:
-    """Some phantoms for one process."""
-
-    out: Path
-    keys: tuple[str, ...]
-    settings: Settings
-
-
-@dataclass(frozen=True)
 class PhantomReport:
     """What a call did: phantoms in the folder, how many were there before, and how many have each finding."""
 
@@ -126,35 +110,17 @@ def write_phantoms(
     if count < 1:
         raise InputError(f"phantoms: the count must be at least 1, got {count}")
     draw_findings(0, settings.findings)  # refuses unknown kinds before anything is written
-    with runs.lock(out):
-        _claim(out, settings)
-        keys = [f"thorax-{number:06d}" for number in range(count)]
-        for key in keys:
-            runs.recover_folder(out / key)
-        missing = [key for key in keys if not _is_there(out, key, settings)]
-        tasks = [Task(out, tuple(missing[i : i + PER_TASK]), settings) for i in range(0, len(missing), PER_TASK)]
-        done = count - len(missing)
-        for _, made in map_shards(write_task, tasks, engine):
-            done += made
-            if progress is not None:
-                progress(done, count)
-        records = [json.loads((out / key / "truth.json").read_text()) for key in keys]
-        _write_tables(out, settings, records)
+    records, there_before = write_many(THORAXES, out, count, settings, engine, progress)
     with_finding = Counter(kind for record in records for kind in (_kinds(record) or ["none"]))
     ordered = {kind: with_finding[kind] for kind in (*KINDS, "none") if with_finding[kind]}
-    return PhantomReport(out, count, count - len(missing), ordered)
+    return PhantomReport(out, count, there_before, ordered)
 
 
-def write_task(task: Task) -> int:
-    """Make and write the phantoms of one task; returns how many."""
-    for key in task.keys:
-        seed = seed_for(task.settings.seed, key)
-        phantom = make_thorax(seed, task.settings.size, draw_findings(seed, task.settings.findings))
-        record = {"key": key, **_asked(key, task.settings), **record_of(phantom)}
-        with runs.atomic_folder(task.out / key) as folder:
-            write_phantom(folder, phantom)
-            (folder / "truth.json").write_text(json.dumps(record, indent=2) + "\n")
-    return len(task.keys)
+def _make(folder: Path, key: str, settings: Settings) -> dict[str, Any]:
+    seed = seed_for(settings.seed, key)
+    phantom = make_thorax(seed, settings.size, draw_findings(seed, settings.findings))
+    write_phantom(folder, phantom)
+    return record_of(phantom)
 
 
 def write_phantom(folder: Path, phantom: Phantom) -> None:
@@ -189,61 +155,17 @@ def record_of(phantom: Phantom) -> dict[str, Any]:
 
 
 def _asked(key: str, settings: Settings) -> dict[str, Any]:
-    return {
-        "version": VERSION,
-        "seed": seed_for(settings.seed, key),
-        "size": settings.size,
-        "drawn_from": list(settings.findings),
-    }
-
-
-def _is_there(out: Path, key: str, settings: Settings) -> bool:
-    """True when the phantom's folder is there and is what is asked for; a damaged one is made again."""
-    try:
-        record = json.loads((out / key / "truth.json").read_text())
-    except (FileNotFoundError, ValueError):
-        return False
-    files = [out / key / name for name in ("ct.nii.gz", "report.txt", *(f"{mask}.nii.gz" for mask in MASKS))]
-    asked = _asked(key, settings)
-    return all(record.get(name) == value for name, value in asked.items()) and all(file.exists() for file in files)
-
-
-def _claim(out: Path, settings: Settings) -> None:
-    """Make `out` the folder of these settings, or refuse."""
-    run = runs.read_run(out)
-    if run is None:
-        if any(not path.name.startswith(".") for path in out.iterdir()):
-            raise InputError(f"{out.name}/ holds files that are not of `medisyn phantom`. Choose another --out")
-        runs.write_run(out, kind=KIND, **asdict(settings))
-        return
-    if run.get("kind") != KIND:
-        raise InputError(f"{out.name}/ holds a {run.get('kind', 'different')} run; choose another --out")
-    for name, value in json.loads(json.dumps(asdict(settings))).items():
-        if run.get(name) != value:
-            raise InputError(
-                f"{out.name}/ holds phantoms with {name} {run.get(name)}, now it is {value}. Choose another --out"
-            )
+    """What makes a finished folder the one that is asked for."""
+    return {"seed": seed_for(settings.seed, key), "size": settings.size, "drawn_from": list(settings.findings)}
 
 
 def _kinds(record: dict[str, Any]) -> list[str]:
     return [finding["kind"] for finding in record["findings"]]
 
 
-def _write_tables(out: Path, settings: Settings, records: Sequence[dict[str, Any]]) -> None:
-    """table.csv, phantoms.jsonl, source.yaml and run.json."""
-    rows = [_row(record) for record in records]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    runs.write_text(out / "table.csv", text.getvalue())
-    runs.write_text(out / "phantoms.jsonl", "".join(json.dumps(record) + "\n" for record in records))
-    every = max(1, settings.size // 32)
-    source = SOURCE.format(
-        name=f"phantom_ct_{settings.size}", size=settings.size, picture=max(64, settings.size), every=every
-    )
-    runs.write_text(out / "source.yaml", source)
-    runs.write_run(out, kind=KIND, **asdict(settings), phantoms=len(records), version=VERSION)
+def _source(settings: Settings) -> str:
+    every, picture = max(1, settings.size // 32), max(64, settings.size)
+    return SOURCE.format(name=f"phantom_ct_{settings.size}", size=settings.size, picture=picture, every=every)
 
 
 def label_columns() -> tuple[str, ...]:
@@ -274,3 +196,16 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
     row |= {name: value for name, value in truth.items() if not isinstance(value, dict)}
     row |= {f"lobe_ml_{name.replace(' ', '_')}": value for name, value in truth["lobe_ml"].items()}
     return row | {"findings_text": record["findings_text"], "impression_text": record["impression_text"]}
+
+
+THORAXES = PhantomKind(
+    run="phantom-ct",
+    prefix="thorax",
+    version=1,
+    files=("ct.nii.gz", "report.txt", *(f"{mask}.nii.gz" for mask in MASKS)),
+    per_task=4,
+    asked=_asked,
+    make=_make,
+    row=_row,
+    source=_source,
+)

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medisyn import runs
 from medisyn.errors import ConfigError, ModelError
 from medisyn.families.higen.config import ClipGrid, UNetConfig
 from medisyn.families.higen.settings import HiGenDefaults, HiGenSettings
@@ -88,7 +87,7 @@ class StarterVideoRun:
         """Phantoms, steps and weights of each stage; makes nothing."""
         from medisyn.families.higen.networks import count_parameters
 
-        announce(f"{self.phantoms.count} heart phantoms are made" if is_new(corpus) else "the corpus is there")
+        announce(f"{self.phantoms.count} heart phantoms are made" if _is_new(corpus) else "the corpus is there")
         stages = {AUTOENCODER: self.autoencoder.train, DIFFUSION: self.diffusion, DECODER: self.decoder.train}
         for stage, settings in stages.items():
             announce(f"{stage}: {settings.num_steps} steps of {settings.batch_size}, rate {settings.learning_rate:g}")
@@ -98,7 +97,7 @@ class StarterVideoRun:
         """Make the phantoms."""
         if processes != 1:
             raise ConfigError("starter-video trains its stages on one process; use --processes 1")
-        if is_new(corpus):
+        if _is_new(corpus):
             from medisyn.phantoms.heart import write_heart_phantoms
 
             announce(f"making {self.phantoms.count} heart phantoms")
@@ -246,12 +245,11 @@ class StarterVideoRun:
         announce(f"{megabytes:.1f} MB of weights in {out.name}/{MODEL}")
 
 
-def is_new(corpus: Path) -> bool:
-    """Whether phantoms are to be made there: nothing is there yet, or phantoms whose making was interrupted."""
-    if not corpus.exists() or (corpus.is_dir() and not any(corpus.iterdir())):
-        return True
-    run = runs.read_run(corpus) if corpus.is_dir() else None
-    return run is not None and run.get("kind") == "phantom-ultrasound" and "phantoms" not in run
+def _is_new(corpus: Path) -> bool:
+    from medisyn.phantoms.heart.folder import HEARTS
+    from medisyn.phantoms.many import is_to_be_made
+
+    return is_to_be_made(HEARTS, corpus)
 
 
 _TRAIN = TrainSettings(

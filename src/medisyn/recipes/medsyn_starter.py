@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from medisyn import runs
 from medisyn.errors import ConfigError, ModelError
 from medisyn.families.medsyn.config import (
     BASE_STARTER,
@@ -186,11 +185,10 @@ class StarterCtRun:
 
 
 def _is_new(corpus: Path) -> bool:
-    """Whether phantoms are to be made there: nothing is there yet, or phantoms whose making was interrupted."""
-    if not corpus.exists() or (corpus.is_dir() and not any(corpus.iterdir())):
-        return True
-    run = runs.read_run(corpus) if corpus.is_dir() else None
-    return run is not None and run.get("kind") == "phantom-ct" and "phantoms" not in run
+    from medisyn.phantoms.folder import THORAXES
+    from medisyn.phantoms.many import is_to_be_made
+
+    return is_to_be_made(THORAXES, corpus)
 
 
 _TRAIN = TrainSettings(

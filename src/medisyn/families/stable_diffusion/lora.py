@@ -74,7 +74,7 @@ def merge_lora(networks: Networks, folder: Path) -> None:
     """Add the adapter in `folder` to the networks' weights. Raises ModelError when it was made for another model."""
     from diffusers import EulerDiscreteScheduler
 
-    pipeline = load.pipeline_of(networks, EulerDiscreteScheduler())
+    pipeline = load.pipeline_of(networks, EulerDiscreteScheduler(steps_offset=1))  # 0 is deprecated
     try:
         with quiet(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "While injecting the PEFT adapters")  # pages long; errors are told below

@@ -9,14 +9,11 @@
     out/source.yaml         a source description: `medisyn curate out/source.yaml --out corpus/`
     out/run.json            what was asked for
 
-A phantom's folder is whole or absent, and the same command makes what is missing. Shapes here: T frames, H, W pixels.
+How the folder is written and gone on with: many.py. Shapes here: T frames, H, W pixels.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -25,17 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from medisyn import ffv1, runs
+from medisyn import ffv1
 from medisyn.errors import InputError
-from medisyn.parallel import map_shards
 from medisyn.phantoms.heart.beating import FRAMES_PER_SECOND, HeartPhantom, check_film, make_heart
 from medisyn.phantoms.heart.case import GRADES, VIEWS, draw_case
+from medisyn.phantoms.many import PhantomKind, write_many
 from medisyn.seeding import seed_for
 
-KIND = "phantom-ultrasound"
-VERSION = 1  # raised when the same seed makes another heart: finished folders are then made again
-FILES = ("clip.mkv", "caption.txt", "truth.json", "masks.npz")
-PER_TASK = 8
 SOURCE = """\
 name: phantom_heart_{height}x{width}
 title: Beating-heart phantoms, {frames} frames of {height} x {width} pixels, made by MediSyn
@@ -73,15 +66,6 @@ class Settings:
     seed: int
     grades: tuple[str, ...]
     views: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Task:
-    """Some phantoms for one process."""
-
-    out: Path
-    keys: tuple[str, ...]
-    settings: Settings
 
 
 @dataclass(frozen=True)
@@ -134,37 +118,16 @@ def write_heart_phantoms(
         raise InputError(f"heart phantoms: the count must be at least 1, got {count}")
     check_film(settings.size, frames, frames_per_second)
     draw_case(0, settings.grades, settings.views)  # refuses unknown words before anything is written
-    with runs.lock(out):
-        _claim(out, settings)
-        keys = [f"heart-{number:06d}" for number in range(count)]
-        for key in keys:
-            runs.recover_folder(out / key)
-        missing = [key for key in keys if not _is_there(out, key, settings)]
-        tasks = [Task(out, tuple(missing[i : i + PER_TASK]), settings) for i in range(0, len(missing), PER_TASK)]
-        done = count - len(missing)
-        for _, made in map_shards(write_task, tasks, engine):
-            done += made
-            if progress is not None:
-                progress(done, count)
-        records = [json.loads((out / key / "truth.json").read_text()) for key in keys]
-        _write_tables(out, settings, records)
-    return _report(out, count - len(missing), [record["truth"] for record in records])
+    records, there_before = write_many(HEARTS, out, count, settings, engine, progress)
+    return _report(out, there_before, [record["truth"] for record in records])
 
 
-def write_task(task: Task) -> int:
-    """Make and write the phantoms of one task; returns how many."""
-    asked = task.settings
-    for key in task.keys:
-        seed = seed_for(asked.seed, key)
-        case = draw_case(seed, asked.grades, asked.views)
-        phantom = make_heart(
-            seed, case, size=asked.size, frames=asked.frames, frames_per_second=asked.frames_per_second
-        )
-        record = {"key": key, **_asked(key, asked), "caption": phantom.caption, "truth": dict(phantom.truth)}
-        with runs.atomic_folder(task.out / key) as folder:
-            write_heart_phantom(folder, phantom)
-            (folder / "truth.json").write_text(json.dumps(record, indent=2) + "\n")
-    return len(task.keys)
+def _make(folder: Path, key: str, asked: Settings) -> dict[str, Any]:
+    seed = seed_for(asked.seed, key)
+    case = draw_case(seed, asked.grades, asked.views)
+    phantom = make_heart(seed, case, size=asked.size, frames=asked.frames, frames_per_second=asked.frames_per_second)
+    write_heart_phantom(folder, phantom)
+    return {"caption": phantom.caption, "truth": dict(phantom.truth)}
 
 
 def write_heart_phantom(folder: Path, phantom: HeartPhantom) -> None:
@@ -185,52 +148,12 @@ def read_frames(path: Path) -> np.ndarray:
 
 def _asked(key: str, settings: Settings) -> dict[str, Any]:
     """What makes a finished folder the one that is asked for."""
-    asked = {"version": VERSION, **asdict(settings), "seed": seed_for(settings.seed, key)}
-    return dict(json.loads(json.dumps(asked)))
+    return {**asdict(settings), "seed": seed_for(settings.seed, key)}
 
 
-def _is_there(out: Path, key: str, settings: Settings) -> bool:
-    """True when the phantom's folder is there and is what is asked for; a damaged one is made again."""
-    try:
-        record = json.loads((out / key / "truth.json").read_text())
-    except (FileNotFoundError, ValueError):
-        return False
-    asked = _asked(key, settings)
-    return all(record.get(name) == value for name, value in asked.items()) and all(
-        (out / key / name).exists() for name in FILES
-    )
-
-
-def _claim(out: Path, settings: Settings) -> None:
-    """Make `out` the folder of these settings, or refuse."""
-    run = runs.read_run(out)
-    if run is None:
-        if any(not path.name.startswith(".") for path in out.iterdir()):
-            raise InputError(f"{out.name}/ holds files that are not of `medisyn phantom`. Choose another --out")
-        runs.write_run(out, kind=KIND, **asdict(settings))
-        return
-    if run.get("kind") != KIND:
-        raise InputError(f"{out.name}/ holds a {run.get('kind', 'different')} run; choose another --out")
-    for name, value in json.loads(json.dumps(asdict(settings))).items():
-        if run.get(name) != value:
-            raise InputError(
-                f"{out.name}/ holds phantoms with {name} {run.get(name)}, now it is {value}. Choose another --out"
-            )
-
-
-def _write_tables(out: Path, settings: Settings, records: Sequence[dict[str, Any]]) -> None:
-    """table.csv, phantoms.jsonl, source.yaml and run.json."""
-    rows = [_row(record) for record in records]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    runs.write_text(out / "table.csv", text.getvalue())
-    runs.write_text(out / "phantoms.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+def _source(settings: Settings) -> str:
     height, width = settings.size
-    source = SOURCE.format(height=height, width=width, frames=settings.frames, aspect=width / height)
-    runs.write_text(out / "source.yaml", source)
-    runs.write_run(out, kind=KIND, **asdict(settings), phantoms=len(records), version=VERSION)
+    return SOURCE.format(height=height, width=width, frames=settings.frames, aspect=width / height)
 
 
 def _row(record: dict[str, Any]) -> dict[str, Any]:
@@ -239,6 +162,19 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
     row = {"key": key, "clip": f"{key}/clip.mkv", "masks": f"{key}/masks.npz", "seed": record["seed"]}
     figures = {name: value for name, value in record["truth"].items() if not isinstance(value, list)}
     return row | figures | {"caption": record["caption"]}
+
+
+HEARTS = PhantomKind(
+    run="phantom-ultrasound",
+    prefix="heart",
+    version=1,
+    files=("clip.mkv", "caption.txt", "masks.npz"),
+    per_task=8,
+    asked=_asked,
+    make=_make,
+    row=_row,
+    source=_source,
+)
 
 
 def _report(out: Path, there_before: int, truths: Sequence[dict[str, Any]]) -> HeartReport:
