@@ -302,6 +302,7 @@ STARTER_VIDEO = StarterVideoRun(
     ),
     grid=ClipGrid(frames=16, height=64, width=112),
     model=HiGenSettings(
+        untold=0.5,  # else the motion says so much of the ejection fraction that the words for it are lost
         appearance_scale=100.0,  # two frames of a phantom: 1 - similarity 0.0001 to 0.006, so that 0.7 is usual
         text_layer="last",
         train_text_encoder=True,
@@ -311,6 +312,8 @@ STARTER_VIDEO = StarterVideoRun(
         steps=25,
         spacing="trailing",  # starts at pure noise with few steps too
         guidance=3.0,
+        motion=None,
+        appearance=None,
         overlap=4,
     ),
     data=ClipData(),

@@ -190,6 +190,56 @@ def test_what_the_network_is_told_of_clips_and_of_frames():
     assert torch.equal(clip["appearance_BTT"], rows["appearance"])
 
 
+def test_some_clips_are_not_told_their_motion_or_their_likeness():
+    family = model(HiGenSettings(untold=0.5), unet=Told(unet()))
+    rows = family.encode([sample(number % 2) for number in range(64)])
+    assert torch.isfinite(family.loss(rows, draws(*range(64)))).all()
+    told = family.unet.calls[0]
+    motion_B, likeness_B = (told[name].flatten(1).isnan() for name in ("motion_BT", "appearance_BTT"))
+    assert torch.equal(motion_B.any(dim=1), motion_B.all(dim=1))  # a whole row, or none of it
+    open_B2 = torch.stack([motion_B.all(dim=1), likeness_B.all(dim=1)], dim=1)
+    assert 20 <= int(open_B2[:, 0].sum()) <= 44  # 32 expected, 4 the deviation
+    assert 6 <= int(open_B2.all(dim=1).sum()) <= 27  # by themselves: 16 expected
+
+
+def test_what_is_not_told_does_not_count():
+    family = model(HiGenSettings(untold=0.5))
+    noisy, times = torch.ones(2, family.unet.config["latent_channels"], FRAMES, *LATENT), torch.tensor([5, 900])
+    text = torch.zeros(2, 3, 16)
+    gaps, likeness = torch.full((2, 3), 200.0), torch.full((2, 4, 4), 0.5)
+    gaps[1], likeness[1] = torch.nan, torch.nan
+    with family.inference():
+        half = family.unet(noisy, times, text_BNE=text, motion_BT=gaps, appearance_BTT=likeness)
+        gaps[0], likeness[0] = 700.0, 0.1
+        other = family.unet(noisy, times, text_BNE=text, motion_BT=gaps, appearance_BTT=likeness)
+        for module in (family.unet.motion_mlp, family.unet.appearance_mlp):
+            for weight in module.parameters():
+                weight.zero_()
+        without = family.unet(noisy, times, text_BNE=text, motion_BT=gaps, appearance_BTT=likeness)
+    assert torch.isfinite(half).all()
+    assert not torch.allclose(half[0], other[0])
+    torch.testing.assert_close(half[1], other[1])
+    torch.testing.assert_close(half[1], without[1])
+
+
+def test_a_request_may_leave_motion_open_where_training_did():
+    open_defaults = replace(build.DEFAULTS, motion=None, appearance=None)
+    family = model(HiGenSettings(untold=0.5), open_defaults)
+    resolved = family.resolve(request())
+    assert (resolved.motion, resolved.appearance) == (None, None)
+    told = family._told([resolved, request(motion=20.0, appearance=0.5)])
+    assert told["motion_BT"][0].isnan().all()
+    assert told["appearance_BTT"][0].isnan().all()
+    assert not told["motion_BT"][1].isnan().any()
+    clips = [family.sample([request(motion=motion)]) for motion in (None, 0.0)]
+    assert all(torch.isfinite(clip).all() for clip in clips)
+    assert not torch.equal(*clips)
+    with pytest.raises(
+        ModelError, match="the model was always told motion and appearance; its defaults must name both"
+    ):
+        model(HiGenSettings(), open_defaults)
+
+
 def test_likeness_is_stretched_for_an_encoder_that_says_little():
     family = model(HiGenSettings(appearance_scale=50.0), unet=Told(unet()))
     rows = family.encode([sample(0)])
@@ -463,6 +513,7 @@ def test_a_part_without_a_weight(tmp_path):
     [
         (HiGenSettings, {"caption_dropout": 1.1}, "caption_dropout must lie"),
         (HiGenSettings, {"appearance_scale": 0}, "appearance_scale must be above 0"),
+        (HiGenSettings, {"untold": 1}, r"untold must lie in \[0, 1\), got 1"),
         (HiGenSettings, {"offset_noise": -1}, "offset_noise must be 0 or more"),
         (HiGenSettings, {"text_layer": "lost"}, "text_layer 'lost' is unknown.*Did you mean 'last'"),
         (HiGenDefaults, {"spacing": "loading"}, "spacing 'loading' is unknown.*Did you mean 'leading'"),

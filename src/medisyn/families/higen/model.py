@@ -83,6 +83,11 @@ class HiGen:
         self.settings, self.defaults = settings or HiGenSettings(), defaults or HiGenDefaults()
         self.frame_features = frame_features
         check_parts(unet, vae, text_encoder, self.grid, self.defaults)
+        if None in (self.defaults.motion, self.defaults.appearance) and not self.settings.untold:
+            raise ModelError(
+                "the model was always told motion and appearance; its defaults must name both, or it be trained with "
+                "`untold` above 0"
+            )
         vae.requires_grad_(False)
         self.reader = CaptionReader(
             text_encoder, tokenizer, layer=self.settings.text_layer, trained=self.settings.train_text_encoder
@@ -231,11 +236,21 @@ class HiGen:
             key_BChw = clean[torch.arange(len(clean), device=self.device), :, rows["key"]]
             likeness_BTT = stretched(rows["appearance"], self.settings.appearance_scale)
             told = {"prior_BCHW": key_BChw, "motion_BT": rows["motion"], "appearance_BTT": likeness_BTT}
+            self._leave_untold(told, draws)
         text = self._training_text(rows, drawn.dropped_B)
         with self._attention_for_training(noisy):
             velocity = self.unet(noisy, drawn.timesteps_B, text_BNE=text, **told)
         target = velocity_target(clean, drawn.noise_BCThw, alpha, sigma)
         return error_per_sample(velocity, target, rows["valid"].bool())
+
+    def _leave_untold(self, told: dict[str, Any], draws: Sequence[torch.Generator]) -> None:
+        """NaN for the rows whose draws say so, each condition by itself; nothing is drawn where all is told."""
+        if not self.settings.untold:
+            return
+        drawn_B2 = torch.stack([torch.rand(2, generator=draw) for draw in draws]).to(self.device)
+        for number, name in enumerate(("motion_BT", "appearance_BTT")):
+            untold_B = drawn_B2[:, number] < self.settings.untold
+            told[name] = told[name].masked_fill(untold_B.view(-1, *[1] * (told[name].ndim - 1)), torch.nan)
 
     def _attention_for_training(self, noisy_BCThw: torch.Tensor) -> contextlib.AbstractContextManager[None]:
         """On a CPU, attention over few latents by plain matrix products.
@@ -303,10 +318,15 @@ class HiGen:
         return ddim(velocity, noise.to(self.device), times, self._alpha_bars_S)
 
     def _told(self, resolved: Sequence[Request]) -> dict[str, torch.Tensor]:
-        """Motion (B, T - 1) and appearance (B, T, T) of one window, for each request."""
+        """Motion (B, T - 1) and appearance (B, T, T) of one window, for each request; NaN where it is left open."""
         gaps, frames = self.grid.frames - 1, self.grid.frames
-        motion = torch.tensor([[float(request.motion or 0.0)] * gaps for request in resolved])
-        matrices = [torch.from_numpy(appearance_matrix(float(r.appearance or 0.0), frames)) for r in resolved]
+        motion = torch.tensor([[torch.nan if r.motion is None else float(r.motion)] * gaps for r in resolved])
+        matrices = [
+            torch.full((frames, frames), torch.nan)
+            if r.appearance is None
+            else torch.from_numpy(appearance_matrix(r.appearance, frames))
+            for r in resolved
+        ]
         return {"motion_BT": motion.to(self.device), "appearance_BTT": torch.stack(matrices).to(self.device)}
 
     def _guided(
@@ -356,7 +376,7 @@ class HiGen:
     # What else a user of the model asks
 
     def resolve(self, request: Request) -> Request:
-        """The request with frames, size, steps, guidance, motion and appearance filled in.
+        """The request with frames, size, steps, guidance, and what the model has of motion and appearance filled in.
 
         Raises InputError for what this model cannot make: a prompt of several terms or a mixed one, fewer frames than
         its own, a size that does not divide, a motion factor above the limit.

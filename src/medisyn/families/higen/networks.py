@@ -132,6 +132,7 @@ class HiGenUNet(ModelMixin, ConfigMixin):
         prior_BCHW      latent of the key frame; None: zeros, there is none
         motion_BT       motion value of each of the T - 1 gaps between frames; None: 0, as for pictures
         appearance_BTT  similarity of each frame to each; None: ones, as for pictures
+        A row of either that holds NaN is not told; only weights that were trained so know what to do then.
         """
         self._check(noisy_BCTHW, times_B, text_BNE, prior_BCHW, motion_BT, appearance_BTT)
         batch, _, frames, _, _ = noisy_BCTHW.shape
@@ -187,10 +188,12 @@ class HiGenUNet(ModelMixin, ConfigMixin):
             appearance_BTT = torch.ones(len(times_B), frames, frames, device=times_B.device)
         if motion_BT is None:
             motion_BT = torch.zeros(len(times_B), frames - 1, device=times_B.device)
-        rows_BTP = resample_rows(appearance_BTT.float(), self.config["appearance_points"])
-        motion_BTV = self.motion_mlp(motion_per_frame(motion_BT, self.config["width"]).to(dtype))
+        rows_BTP = resample_rows(appearance_BTT.float().nan_to_num(), self.config["appearance_points"])
+        likeness_BTV = nothing_where_untold(self.appearance_mlp(rows_BTP.to(dtype)), appearance_BTT)
+        gaps_BTV = motion_per_frame(motion_BT.nan_to_num(), self.config["width"])
+        motion_BTV = nothing_where_untold(self.motion_mlp(gaps_BTV.to(dtype)), motion_BT)
         time_BV = self.time_mlp(sinusoids(times_B, self.config["width"]).to(dtype))
-        return (time_BV[:, None] + motion_BTV + self.appearance_mlp(rows_BTP.to(dtype))).flatten(0, 1)
+        return (time_BV[:, None] + motion_BTV + likeness_BTV).flatten(0, 1)
 
     def _temporal_zero(self) -> torch.Tensor | float:
         """0, with every block through time behind it: with pictures on some workers and clips on others, each weight
@@ -247,6 +250,12 @@ def motion_per_frame(motion_BT: torch.Tensor, width: int) -> torch.Tensor:
         return sinusoids(motion_BT.new_zeros(len(motion_BT), 1), width)
     gaps_BVT = sinusoids(motion_BT, width).transpose(1, 2)
     return F.interpolate(gaps_BVT, size=frames, mode="linear", align_corners=False).transpose(1, 2)
+
+
+def nothing_where_untold(embedding_BTV: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+    """0 for the rows (B, ...) of the condition that hold NaN, which says that the clip is not told it."""
+    told_B = ~condition.flatten(1).isnan().any(dim=1)
+    return torch.where(told_B[:, None, None], embedding_BTV, 0.0)
 
 
 def resample_rows(matrix_BTT: torch.Tensor, points: int) -> torch.Tensor:

@@ -20,6 +20,8 @@ class HiGenSettings:
 
     appearance_scale  the network is told 1 - scale * (1 - similarity): 1 for DINOv2, more for an encoder to which all
                 frames of a clip look alike, so that the factor means the same
+    untold      share of clips that are trained without their motion, and, drawn apart, without their likeness; requests
+                may then leave them open. Not HiGen's, where the two say so much of a clip that words about it are lost
     text_layer  which hidden states of the text encoder are read, after its final norm. "penultimate" is the published
                 choice; the folders of Stable Diffusion 2 lack the last layer, so that their "last" is the same.
     """
@@ -27,6 +29,7 @@ class HiGenSettings:
     caption_dropout: float = 0.1  # paper 3.4; drawn per sample and step
     offset_noise: float = 0.1  # published: times one draw per row, channel and frame
     appearance_scale: float = 1.0
+    untold: float = 0.0
     text_layer: str = "penultimate"
     train_text_encoder: bool = False
     text_encoder_lr_scale: float = 1.0  # times the run's learning rate
@@ -35,6 +38,8 @@ class HiGenSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.caption_dropout <= 1:
             raise ConfigError(f"caption_dropout must lie in [0, 1], got {self.caption_dropout}")
+        if not 0 <= self.untold < 1:
+            raise ConfigError(f"untold must lie in [0, 1), got {self.untold}")
         if not self.offset_noise >= 0:
             raise ConfigError(f"offset_noise must be 0 or more, got {self.offset_noise}")
         if not self.appearance_scale > 0:
@@ -44,7 +49,7 @@ class HiGenSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class HiGenDefaults:
-    """What a clip is made with where the request leaves it open.
+    """What a clip is made with where the request leaves it open. Motion and appearance of None are not told.
 
     spacing  times of DDIM's steps: "leading" as published (50 steps: 981, 961, ..., 1), or "trailing" (999, 979, ...,
              19), which starts at pure noise also with few steps (Lin et al. 2023, section 3.3)
@@ -55,8 +60,8 @@ class HiGenDefaults:
     spacing: str = "leading"
     guidance: float = 12.0  # paper 3.5
     guidance_rescale: float = 0.0  # phi of Lin et al. 2023, section 3.4
-    motion: float = 300.0  # paper 3.5; published: 500
-    appearance: float = 0.7  # paper 3.5; published: 1.0
+    motion: float | None = 300.0  # paper 3.5; published: 500
+    appearance: float | None = 0.7  # paper 3.5; published: 1.0
     overlap: int = 8  # a quarter of 32: ours
 
     def __post_init__(self) -> None:
@@ -68,8 +73,9 @@ class HiGenDefaults:
                 f"guidance must be 0 or more and guidance_rescale lie in [0, 1], got {self.guidance} and "
                 f"{self.guidance_rescale}"
             )
-        check_motion("motion", self.motion)
-        if not 0 <= self.appearance <= 1:
+        if self.motion is not None:
+            check_motion("motion", self.motion)
+        if self.appearance is not None and not 0 <= self.appearance <= 1:
             raise ConfigError(f"appearance must lie in [0, 1], got {self.appearance}")
         if self.overlap < 0:
             raise ConfigError(f"overlap must be 0 frames or more, got {self.overlap}")
