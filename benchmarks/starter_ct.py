@@ -28,6 +28,7 @@ from starter_ct_table import markdown
 from medisyn.corpus.readers import read_item
 from medisyn.evaluation.alignment import prompt_pair
 from medisyn.evaluation.anatomy import dice, normal_range
+from medisyn.evaluation.anatomy_table import LOBE_MEASURES
 from medisyn.evaluation.bootstrap import mean_interval, wilson
 from medisyn.evaluation.segment_ct import segment_ct
 from medisyn.recipes.evaluate_anatomy import evaluate_anatomy, find_volumes
@@ -41,16 +42,31 @@ from medisyn.recipes.segment_volumes import dice_of, segment_volumes
 from medisyn.runs import environment, read_jsonl, write_json, write_text
 from medisyn.types import Request, Volume
 
-# Stage -> measured quantity, prompt that names the finding, prompt that denies it.
+
+@dataclass(frozen=True)
+class Asked:
+    """A pair of prompts and the quantity that the finding raises or lowers."""
+
+    finding: str
+    measure: str
+    present: str
+    absent: str
+    direction: str = "higher"
+
+
+# A small model may fill a side of the chest with what is too dense to be called fluid; the lungs tell, too.
 PAIRS = {
-    "effusion": ("effusion_ml", "Large pleural effusion.", "No pleural effusion."),
-    "cardiomegaly": ("cardiothoracic_ratio", "Cardiomegaly.", "No cardiomegaly."),
-    "bullae": ("laa950_percent", "Bullous emphysema.", "No bullae or emphysema."),
+    "effusion": Asked("effusion", "effusion_ml", "Large pleural effusion.", "No pleural effusion."),
+    "effusion-lungs": Asked("effusion", "lung_ml", "Large pleural effusion.", "No pleural effusion.", "lower"),
+    "cardiomegaly": Asked("cardiomegaly", "cardiothoracic_ratio", "Cardiomegaly.", "No cardiomegaly."),
+    "bullae": Asked("bullae", "laa950_percent", "Bullous emphysema.", "No bullae or emphysema."),
 }
 SIDES = {side: f"Large {side} pleural effusion." for side in ("left", "right")}
 SOLVERS = (("ddim", 50), ("dpmpp-2m", 25), ("dpmpp-2m", 15), ("dpmpp-2m", 8))  # the first is the one to be equalled
 MASKS = ("lobe", "airway", "vessel")
 RESAMPLES = 2000
+LEFT_LUNG = tuple(name for label, name in LOBE_MEASURES.items() if label in (1, 2))
+RIGHT_LUNG = tuple(name for label, name in LOBE_MEASURES.items() if label in (3, 4, 5))
 
 
 @dataclass(frozen=True)
@@ -102,45 +118,71 @@ class Bench:
 
 def pair(bench: Bench, name: str) -> dict[str, Any]:
     """One pair of prompts: the test, the medians, and where the denying arm lies among phantoms without the finding."""
-    measure, present, absent = PAIRS[name]
+    asked = PAIRS[name]
+    prompts = {"present": asked.present, "absent": asked.absent}
     arms = {
-        arm: [values[measure] for values in bench.made(f"{name}-{arm}", prompt)]
-        for arm, prompt in (("present", present), ("absent", absent))
+        arm: [values[asked.measure] for values in bench.made(f"{asked.finding}-{arm}", prompt)]
+        for arm, prompt in prompts.items()
     }
-    normals = [one["values"][measure] for one in bench.measured_phantoms() if name not in one["kinds"]]
-    usual = normal_range(np.array(normals, dtype=float))
+    normals = _normals(bench, asked.finding, asked.measure)
+    usual = normal_range(normals)
     kept = {arm: np.array(values)[np.isfinite(values)] for arm, values in arms.items()}
-    found = prompt_pair(kept["present"], kept["absent"], normal_range=usual, resamples=RESAMPLES)
+    found = prompt_pair(
+        kept["present"], kept["absent"], direction=asked.direction, normal_range=usual, resamples=RESAMPLES
+    )
     assert found.absent_interval is not None
     return {
-        "measure": measure,
-        "prompts": {"present": present, "absent": absent},
+        "measure": asked.measure,
+        "prompts": prompts,
         "medians": {arm: float(np.median(values)) for arm, values in kept.items()},
         "not_measured": {arm: len(arms[arm]) - len(values) for arm, values in kept.items()},
         "normal_range": usual,
-        "n_normal": int(np.isfinite(np.array(normals, dtype=float)).sum()),
+        "n_normal": int(np.isfinite(normals).sum()),
         **_plain(asdict(found)),
         "reached": {"p < 0.001": found.p < 0.001, "absent inside the normal range": found.absent_interval.high >= 0.95},
         "values": {arm: _plain(dict(enumerate(values))) for arm, values in arms.items()},
     }
 
 
+def _normals(bench: Bench, finding: str, measure: str) -> np.ndarray:
+    """The measure in held-out phantoms without the finding; NaN where it could not be taken."""
+    found = [one["values"][measure] for one in bench.measured_phantoms() if finding not in one["kinds"]]
+    return np.array(found, dtype=float)
+
+
 def side(bench: Bench) -> dict[str, Any]:
-    """How often the larger part of the measured fluid lies on the side that was asked for; no fluid counts as wrong."""
-    right: dict[str, list[bool]] = {}
+    """How often the side that was asked for is the one with the larger part of the measured fluid; no fluid is wrong.
+
+    `lungs`: how often its lung has a smaller share of the air than in 97.5 % of phantoms without an effusion.
+    """
+    left, right = (sum(_normals(bench, "effusion", name) for name in names) for names in (LEFT_LUNG, RIGHT_LUNG))
+    low, high = normal_range(np.asarray(left / (left + right)))
+    fluid: dict[str, list[bool]] = {}
+    lungs: dict[str, list[bool]] = {}
     for asked, prompt in SIDES.items():
         other = "right" if asked == "left" else "left"
         rows = bench.made(f"side-{asked}", prompt)
-        right[asked] = [row[f"effusion_{asked}_ml"] > row[f"effusion_{other}_ml"] for row in rows]
-    both = [one for values in right.values() for one in values]
-    inside = wilson(sum(both), len(both))
+        fluid[asked] = [row[f"effusion_{asked}_ml"] > row[f"effusion_{other}_ml"] for row in rows]
+        shares = [_left_share(row) for row in rows]
+        lungs[asked] = [share < low if asked == "left" else share > high for share in shares]
+    return {"prompts": SIDES, **_right(fluid), "lungs": {**_right(lungs), "usual_left_share": (low, high)}}
+
+
+def _left_share(row: Mapping[str, float]) -> float:
+    """Of the air in the lungs, what the left one holds."""
+    left, right = (sum(row[name] for name in names) for names in (LEFT_LUNG, RIGHT_LUNG))
+    return left / (left + right)
+
+
+def _right(by_side: Mapping[str, Sequence[bool]]) -> dict[str, Any]:
+    both = [one for values in by_side.values() for one in values]
+    share = sum(both) / len(both)
     return {
-        "prompts": SIDES,
-        "right": {asked: {"n": len(values), "right": sum(values)} for asked, values in right.items()},
-        "share": sum(both) / len(both),
-        "interval": asdict(inside),
+        "right": {asked: {"n": len(values), "right": sum(values)} for asked, values in by_side.items()},
+        "share": share,
+        "interval": asdict(wilson(sum(both), len(both))),
         "n": len(both),
-        "reached": {"right in at least 90 %": sum(both) / len(both) >= 0.9},
+        "reached": {"right in at least 90 %": share >= 0.9},
     }
 
 

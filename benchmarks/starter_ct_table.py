@@ -13,11 +13,9 @@ def markdown(figures: Mapping[str, Any]) -> str:
         if "superiority" in found:
             lines += _pair_lines(name, found)
     if found := figures["stages"].get("side"):
-        inside = found["interval"]
-        lines.append(
-            f"| side | side of the fluid right | {found['share']:.1%} | {inside['low']:.1%} to {inside['high']:.1%} | "
-            f"{found['n']} |"
-        )
+        for what, one in (("fluid", found), ("small lung", found["lungs"])):
+            inside = f"{one['interval']['low']:.1%} to {one['interval']['high']:.1%}"
+            lines.append(f"| side | side of the {what} right | {one['share']:.1%} | {inside} | {one['n']} |")
     for stage in ("lobes", "segmentation"):
         for kind in ("dice", "differences"):
             for what, row in figures["stages"].get(stage, {}).get(kind, {}).items():

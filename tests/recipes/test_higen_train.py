@@ -238,11 +238,12 @@ def tiny_starter():
     return dataclasses.replace(
         tiny,
         phantoms=dataclasses.replace(tiny.phantoms, count=2),
-        network=dataclasses.replace(TINY.network, latent_channels=8),
+        network=dataclasses.replace(TINY.network, latent_channels=8, pooled_text=True),
         image=dataclasses.replace(TINY.image, latent_channels=8),
         grid=ClipGrid(frames=4, height=48, width=64),
         defaults=TINY.defaults,
         autoencoder=stage,
+        text=settings,
         diffusion=settings,
         decoder=dataclasses.replace(stage, adversarial_weight=0.05, feature_weight=0.5),
         preview_prompts=("a heart",),
@@ -258,6 +259,13 @@ def test_starter_video_from_nothing(tmp_path):
     report = run.run(corpus, out, said.append)
     assert report.model == out / "model"
     assert not _is_new(corpus)
+    assert [line for line in said if line.startswith("stage")] == [
+        "stage 1 of 5: autoencoder",
+        "stage 2 of 5: text",
+        "stage 3 of 5: diffusion",
+        "stage 4 of 5: decoder",
+        "stage 5 of 5: model folder",
+    ]
     model = HiGen.from_folder(out / "model")
     trained, start = HiGen.from_folder(out / "diffusion" / "model"), HiGen.from_folder(out / "start")
     assert model.vae.config.scaling_factor == trained.vae.config.scaling_factor != 0.18215

@@ -273,7 +273,7 @@ def test_labels_of_a_table_and_of_a_folder(tmp_path):
 def test_labels_that_are_none(tmp_path):
     table = tmp_path / "a.csv"
     table.write_text("report,effusion\nOne.,2\n")
-    with pytest.raises(CorpusError, match="report 1: label 'effusion' must be a number from 0 to 1, or empty; got '2'"):
+    with pytest.raises(CorpusError, match="row 1: label 'effusion' must be a number from 0 to 1, or empty; got '2'"):
         find_reports(table, ("effusion",))
     table.write_text("report,effusion\nOne.,yes\n")
     with pytest.raises(CorpusError, match="got 'yes'"):
@@ -284,7 +284,7 @@ def test_labels_that_are_none(tmp_path):
     with pytest.raises(CorpusError, match=r"labels are read from a table of reports, or from table\.csv in a folder"):
         find_reports(tmp_path / "corpus", ("effusion",))
     (tmp_path / "corpus" / "table.csv").write_text("key,effusion\nanother,1\n")
-    with pytest.raises(CorpusError, match="1 of 1 reports have no row with their folder's name as key, first report 1"):
+    with pytest.raises(CorpusError, match="1 of 1 texts have no row with their folder's name as key, first number 1"):
         find_reports(tmp_path / "corpus", ("effusion",))
 
 

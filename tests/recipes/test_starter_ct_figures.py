@@ -62,18 +62,28 @@ def test_a_pair_is_judged_by_phantoms_without_the_finding(figures):
 
 
 def test_a_side_without_fluid_is_wrong(figures):
-    def fluid(left, right):
-        return {"effusion_left_ml": left, "effusion_right_ml": right}
+    def chest(fluid_left, fluid_right, air_left=2.0, air_right=2.5):
+        air = dict.fromkeys(figures.LEFT_LUNG, air_left / 2) | dict.fromkeys(figures.RIGHT_LUNG, air_right / 3)
+        return {"effusion_left_ml": fluid_left, "effusion_right_ml": fluid_right, **air}
 
     arms = {
-        "side-left": [fluid(3.0, 1.0)] * 9 + [fluid(0.0, 0.0)],
-        "side-right": [fluid(3.0, 10.0)] * 9 + [fluid(float("nan"), float("nan"))],
+        "side-left": [chest(3.0, 1.0, air_left=1.0)] * 9 + [chest(0.0, 0.0)],
+        "side-right": [chest(3.0, 10.0, air_right=1.0)] * 8 + [chest(float("nan"), float("nan"))] * 2,
     }
-    found = figures.side(Known(arms))
-    assert (found["share"], found["n"]) == (0.9, 20)
-    assert found["right"]["left"] == {"n": 10, "right": 9}
-    assert found["reached"] == {"right in at least 90 %": True}
-    assert found["interval"]["low"] < 0.9 < found["interval"]["high"]
+    bench = Known(arms)
+    usual = [chest(0.0, 0.0, air_left=1.9 + 0.01 * number) for number in range(40)]
+    bench.measured_phantoms = lambda: [{"kinds": [], "values": values} for values in usual]
+    found = figures.side(bench)
+    assert (found["share"], found["n"]) == (0.85, 20)
+    assert found["right"] == {"left": {"n": 10, "right": 9}, "right": {"n": 10, "right": 8}}
+    assert found["reached"] == {"right in at least 90 %": False}
+    assert found["interval"]["low"] < 0.85 < found["interval"]["high"]
+    assert found["lungs"]["right"] == {"left": {"n": 10, "right": 9}, "right": {"n": 10, "right": 8}}
+    low, high = found["lungs"]["usual_left_share"]
+    assert 1.9 / 4.4 < low < high < 2.3 / 4.8
+    text = figures.markdown({"stages": {"side": json.loads(json.dumps(found))}})
+    assert "| side | side of the fluid right | 85.0% |" in text
+    assert "| side | side of the small lung right | 85.0% |" in text
 
 
 def test_one_stage_of_a_random_model_is_kept_and_put_into_the_table(figures, tmp_path, capsys):

@@ -1,10 +1,11 @@
-"""starter-video: a small HiGen of 16 frames of 64 x 112 pixels, trained on heart phantoms in four stages.
+"""starter-video: a small HiGen of 16 frames of 64 x 112 pixels, trained on heart phantoms in five stages.
 
 0. corpus       heart phantoms, made where the corpus is a new folder
 1. autoencoder  encoder and decoder on crops of single frames
-2. diffusion    U-Net and text encoder together, on clips and their key frames
-3. decoder      the decoder again, against a patch discriminator; the latents stay what they are
-4. model        an ordinary HiGen folder in float16
+2. text         a text encoder that learns to tell view, function, fluid and rate from captions
+3. diffusion    U-Net and text encoder together, on clips and their key frames
+4. decoder      the decoder again, against a patch discriminator; the latents stay what they are
+5. model        an ordinary HiGen folder in float16
 Each stage is a run of its own under the output folder, resumed by the same command.
 """
 
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medisyn import runs
 from medisyn.errors import ConfigError, ModelError
 from medisyn.families.higen.config import ClipGrid, UNetConfig
 from medisyn.families.higen.settings import HiGenDefaults, HiGenSettings
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
     from medisyn.types import Sample
 
 Announce = Callable[[str], object]
-AUTOENCODER, DIFFUSION, DECODER, MODEL, START = "autoencoder", "diffusion", "decoder", "model", "start"
+AUTOENCODER, TEXT, DIFFUSION, DECODER = "autoencoder", "text", "diffusion", "decoder"
+MODEL, START = "model", "start"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +80,9 @@ class StarterVideoRun:
     frames: JointFrames
     frames_per_clip: int  # that the autoencoder sees
     vocabulary: int
+    labels: tuple[str, ...]  # columns of the phantoms' table.csv
     autoencoder: AutoencoderStage
+    text: TrainSettings
     diffusion: TrainSettings
     decoder: AutoencoderStage
     max_megabytes: float = 30.0  # of the weights in float16
@@ -88,8 +93,8 @@ class StarterVideoRun:
         from medisyn.families.higen.networks import count_parameters
 
         announce(f"{self.phantoms.count} heart phantoms are made" if _is_new(corpus) else "the corpus is there")
-        stages = {AUTOENCODER: self.autoencoder.train, DIFFUSION: self.diffusion, DECODER: self.decoder.train}
-        for stage, settings in stages.items():
+        trained = (self.autoencoder.train, self.text, self.diffusion, self.decoder.train)
+        for stage, settings in zip((AUTOENCODER, TEXT, DIFFUSION, DECODER), trained, strict=True):
             announce(f"{stage}: {settings.num_steps} steps of {settings.batch_size}, rate {settings.learning_rate:g}")
         announce(f"U-Net: {count_parameters(self.network) / 1e6:.2f} million weights")
 
@@ -114,22 +119,26 @@ class StarterVideoRun:
         """All stages, each resumed or skipped when it is done. Returns the diffusion stage's report."""
         clips = ClipReader(corpus, self.data, self.grid.frames)
         pixels = self._pixels(clips, out)
-        announce("stage 1 of 4: autoencoder")
+        announce("stage 1 of 5: autoencoder")
         report = self._train_autoencoder(AUTOENCODER, None, pixels, out, announce)
         if report.interrupted:
             return report
-        announce("stage 2 of 4: diffusion")
+        announce("stage 2 of 5: text")
+        report = self._train_text(clips, out, announce)
+        if report.interrupted:
+            return report
+        announce("stage 3 of 5: diffusion")
         self._start(clips, pixels, out)
         stage = self._diffusion_run(out)
         stage.prepare(corpus, out / DIFFUSION, announce, processes=1)
         diffused = stage.run(corpus, out / DIFFUSION, announce)
         if diffused.interrupted:
             return diffused
-        announce("stage 3 of 4: decoder")
+        announce("stage 4 of 5: decoder")
         report = self._train_autoencoder(DECODER, AUTOENCODER, pixels, out, announce)
         if report.interrupted:
             return report
-        announce("stage 4 of 4: model folder")
+        announce("stage 5 of 5: model folder")
         self._export(out, announce)
         return dataclasses.replace(diffused, model=out / MODEL)
 
@@ -186,15 +195,61 @@ class StarterVideoRun:
             announce=announce,
         )
 
+    def _train_text(self, clips: ClipReader, out: Path, announce: Announce) -> TrainReport:
+        """The text encoder and its vocabulary, from nothing."""
+        from medisyn.families.higen.caption_labels import CaptionLabels
+        from medisyn.families.stable_diffusion.networks import build_networks
+        from medisyn.families.stable_diffusion.text import train_tokenizer
+        from medisyn.recipes.labels import read_labels
+        from medisyn.training.launch import local_device
+        from medisyn.training.loop import train
+        from medisyn.training.precompute import precompute
+        from medisyn.types import Sample
+
+        tokenizer = train_tokenizer(clips.captions, vocab_size=self.vocabulary, window=self.image.text_window)
+        encoder = build_networks(self.image, tokenizer, seed=self.diffusion.seed).text_encoders[0]
+        labels = read_labels(clips.corpus / "table.csv", self.labels, clips.keys)
+        layer = self.model.text_layer
+        family = CaptionLabels(encoder, tokenizer, layer=layer, num_labels=len(self.labels), seed=self.text.seed)
+
+        def caption(number: int) -> Any:
+            return Sample(clips.keys[number], None, clips.captions[number], {"labels": labels[number]})  # type: ignore[arg-type]
+
+        store = precompute(
+            out / "captions",
+            clips.keys,
+            caption,
+            lambda: family.encode,
+            encoder=runs.digest([tokenizer.get_vocab(), self.labels]),
+            corpus=fingerprint(clips.corpus),
+        )
+
+        def save(folder: Path) -> None:
+            encoder.save_pretrained(folder / "text_encoder", safe_serialization=True)
+            tokenizer.save_pretrained(folder / "tokenizer")
+
+        family.to(local_device())
+        config = {"labels": self.labels, "text_layer": layer, "vocabulary": self.vocabulary}
+        return train(
+            family,
+            store,
+            self.text,
+            out / TEXT,
+            save_model=save,
+            config=config,
+            corpus=store.folder.name,
+            announce=announce,
+        )
+
     def _start(self, clips: ClipReader, pixels: EncodedStore, out: Path) -> None:
         """A HiGen folder with the trained autoencoder and all else random, made once."""
         import torch
         from diffusers import AutoencoderKL
+        from transformers import CLIPTextModel
 
+        from medisyn.families.higen import folders
         from medisyn.families.higen.model import HiGen
         from medisyn.families.higen.networks import build_unet
-        from medisyn.families.stable_diffusion.networks import build_networks
-        from medisyn.families.stable_diffusion.text import train_tokenizer
 
         if (out / START).is_dir():
             return
@@ -202,8 +257,9 @@ class StarterVideoRun:
         rows = [pixels[row]["pixels"] for row in range(0, len(pixels), max(1, len(pixels) // 256))]
         vae = AutoencoderKL.from_pretrained(out / AUTOENCODER / "model", local_files_only=True)
         vae.register_to_config(scaling_factor=trained.latent_scale(torch.stack(rows)))
-        tokenizer = train_tokenizer(clips.captions, vocab_size=self.vocabulary, window=self.image.text_window)
-        text_encoder = build_networks(self.image, tokenizer, seed=self.diffusion.seed).text_encoders[0]
+        written = out / TEXT / "model"
+        text_encoder = folders.open_part(written / "text_encoder", CLIPTextModel, "float32")
+        tokenizer = folders.open_tokenizer(written / "tokenizer")
         unet = build_unet(self.network, seed=self.diffusion.seed)
         grid = clips.grid(self.grid)
         HiGen(unet, vae, text_encoder, tokenizer, grid=grid, settings=self.model, defaults=self.defaults).save(
@@ -283,6 +339,7 @@ STARTER_VIDEO = StarterVideoRun(
         text_tokens=16,  # published
         text_blocks=1,
         text_heads=4,
+        pooled_text=True,
         appearance_points=16,  # as many as frames
         norm_groups=16,
         dropout=0.0,  # thousands of different hearts, seen a few times each
@@ -321,7 +378,9 @@ STARTER_VIDEO = StarterVideoRun(
     frames=JointFrames(batch_size=16, micro_batch_size=16),
     frames_per_clip=2,
     vocabulary=600,
+    labels=("label_view", "label_function", "label_effusion", "label_rate"),
     autoencoder=AutoencoderStage(train=_TRAIN, crop=64),
+    text=dataclasses.replace(_TRAIN, num_steps=800, batch_size=32, micro_batch_size=32, ema_start=200),
     diffusion=dataclasses.replace(
         _TRAIN,
         num_steps=2400,  # 155 ms a clip and 14 ms a frame on one busy CPU core in bfloat16: an hour

@@ -13,7 +13,6 @@ Files are told apart by their order, never named: a file name may be a patient's
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -266,44 +265,17 @@ def find_reports(corpus: Path, labels: Sequence[str] = ()) -> tuple[ReportText, 
     )
 
 
-def _labels(corpus: Path, labels: Sequence[str], *, is_table: bool) -> list[tuple[float, ...]]:
+def _labels(corpus: Path, names: Sequence[str], *, is_table: bool) -> list[tuple[float, ...]]:
     """The labels of each report, in the order of the reports."""
-    from medisyn.corpus.table import read_table
+    from medisyn.recipes.labels import read_labels
 
-    table = corpus if is_table else corpus / "table.csv"
-    if not table.is_file():
+    if is_table:
+        return read_labels(corpus, names)
+    if not (corpus / "table.csv").is_file():
         raise CorpusError(
             "labels are read from a table of reports, or from table.csv in a folder of them; there is none"
         )
-    rows = read_table(table)
-    for name in labels:
-        if name not in rows[0]:
-            raise CorpusError(f"{table.name}: there is no column {name!r} of labels.{closest(name, rows[0])}")
-    if not is_table:
-        rows = _rows_of_folders(rows, [_parent(name) for name in _text_names(corpus)])
-    return [tuple(_label(row[name], name, number) for name in labels) for number, row in enumerate(rows, start=1)]
-
-
-def _rows_of_folders(rows: list[dict[str, str]], folders: list[str]) -> list[dict[str, str]]:
-    """The row whose key is the folder of each report."""
-    by_key = {row.get("key", ""): row for row in rows}
-    missing = [number for number, folder in enumerate(folders, start=1) if folder not in by_key]
-    if missing:
-        raise CorpusError(
-            f"table.csv: {len(missing)} of {len(folders)} reports have no row with their folder's name as key, first "
-            f"report {missing[0]}"
-        )
-    return [by_key[folder] for folder in folders]
-
-
-def _label(cell: str, name: str, number: int) -> float:
-    try:
-        value = float(cell) if cell.strip() else math.nan
-    except ValueError:
-        value = math.inf
-    if not (math.isnan(value) or 0 <= value <= 1):
-        raise CorpusError(f"report {number}: label {name!r} must be a number from 0 to 1, or empty; got {cell!r}")
-    return value
+    return read_labels(corpus / "table.csv", names, keys=[_parent(name) for name in _text_names(corpus)])
 
 
 def _text_files(corpus: Path) -> list[str]:

@@ -380,3 +380,18 @@ def test_clips_that_are_none_are_refused():
         ClipGrid(frames=1)
     with pytest.raises(ConfigError, match="frames_per_second must be above 0, got 0"):
         ClipGrid(frames_per_second=0)
+
+
+def test_pooled_text_starts_by_adding_nothing_and_then_counts():
+    told = inputs()
+    plain_network, pooled = filled(), filled(replace(UNET_TINY, pooled_text=True), but="text_mlp")
+    pooled.load_state_dict(plain_network.state_dict(), strict=False)
+    with torch.no_grad():
+        torch.testing.assert_close(pooled(**told), plain_network(**told))
+        torch.nn.init.normal_(pooled.text_mlp[-1].weight)
+        assert not torch.allclose(pooled(**told), plain_network(**told))
+        turned = {**told, "text_BNE": told["text_BNE"].flip(1)}  # the same mean
+        embedded = [
+            pooled._embed(one["times_B"], one["text_BNE"], FRAMES, None, None, torch.float32) for one in (told, turned)
+        ]
+    torch.testing.assert_close(*embedded)

@@ -26,6 +26,7 @@ class UNetConfig:
     text_tokens: int = 16  # that stand for a whole caption
     text_blocks: int = 2
     text_heads: int = 8
+    pooled_text: bool = False  # the mean of the text joins the time; not in HiGen, lets a small network read soon
     appearance_points: int = 32  # numbers that each row of the appearance matrix is resampled to
     norm_groups: int = 32
     dropout: float = 0.1

@@ -64,6 +64,7 @@ class HiGenUNet(ModelMixin, ConfigMixin):
         text_tokens: int = 16,
         text_blocks: int = 2,
         text_heads: int = 8,
+        pooled_text: bool = False,
         appearance_points: int = 32,
         norm_groups: int = 32,
         dropout: float = 0.1,
@@ -87,6 +88,9 @@ class HiGenUNet(ModelMixin, ConfigMixin):
         self.motion_mlp = embedding_mlp(width, time_width)
         self.appearance_mlp = embedding_mlp(appearance_points, time_width)
         zeroed(self.motion_mlp[-1]), zeroed(self.appearance_mlp[-1])
+        if pooled_text:
+            self.text_mlp = nn.Sequential(nn.LayerNorm(text_width), *embedding_mlp(text_width, time_width))
+            zeroed(self.text_mlp[-1])
         self.resampler = TextResampler(
             text_width, time_width, context_width, tokens=text_tokens, blocks=text_blocks, heads=text_heads
         )
@@ -137,7 +141,7 @@ class HiGenUNet(ModelMixin, ConfigMixin):
         self._check(noisy_BCTHW, times_B, text_BNE, prior_BCHW, motion_BT, appearance_BTT)
         batch, _, frames, _, _ = noisy_BCTHW.shape
         x = noisy_BCTHW.transpose(1, 2).flatten(0, 1)
-        time_FV = self._embed(times_B, frames, motion_BT, appearance_BTT, x.dtype)
+        time_FV = self._embed(times_B, text_BNE, frames, motion_BT, appearance_BTT, x.dtype)
         text_FNE = self.resampler(text_BNE.to(x.dtype)).repeat_interleave(frames, dim=0)
         prior_BCHW = noisy_BCTHW.new_zeros(noisy_BCTHW[:, :, 0].shape) if prior_BCHW is None else prior_BCHW
 
@@ -178,12 +182,16 @@ class HiGenUNet(ModelMixin, ConfigMixin):
     def _embed(
         self,
         times_B: torch.Tensor,
+        text_BNE: torch.Tensor,
         frames: int,
         motion_BT: torch.Tensor | None,
         appearance_BTT: torch.Tensor | None,
         dtype: torch.dtype,
     ) -> torch.Tensor:
-        """What each frame is told of the time, the motion around it and its likeness to the others, (F, V)."""
+        """What each frame is told of the time, the motion around it and its likeness to the others, (F, V).
+
+        With `pooled_text` also of the caption, by the mean of its states.
+        """
         if appearance_BTT is None:
             appearance_BTT = torch.ones(len(times_B), frames, frames, device=times_B.device)
         if motion_BT is None:
@@ -193,6 +201,8 @@ class HiGenUNet(ModelMixin, ConfigMixin):
         gaps_BTV = motion_per_frame(motion_BT.nan_to_num(), self.config["width"])
         motion_BTV = nothing_where_untold(self.motion_mlp(gaps_BTV.to(dtype)), motion_BT)
         time_BV = self.time_mlp(sinusoids(times_B, self.config["width"]).to(dtype))
+        if self.config["pooled_text"]:
+            time_BV = time_BV + self.text_mlp(text_BNE.mean(dim=1).to(dtype))
         return (time_BV[:, None] + motion_BTV + likeness_BTV).flatten(0, 1)
 
     def _temporal_zero(self) -> torch.Tensor | float:

@@ -56,6 +56,9 @@ known_defects:
 """
 
 
+FLUID = ("no", "small", "moderate", "large")
+
+
 @dataclass(frozen=True)
 class Settings:
     """What one run asks for."""
@@ -160,8 +163,20 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
     """One flat row: paths, caption, and the figures that are not lists."""
     key = record["key"]
     row = {"key": key, "clip": f"{key}/clip.mkv", "masks": f"{key}/masks.npz", "seed": record["seed"]}
-    figures = {name: value for name, value in record["truth"].items() if not isinstance(value, list)}
-    return row | figures | {"caption": record["caption"]}
+    truth = record["truth"]
+    figures = {name: value for name, value in truth.items() if not isinstance(value, list)}
+    return row | figures | _labels(truth) | {"caption": record["caption"]}
+
+
+def _labels(truth: dict[str, Any]) -> dict[str, float]:
+    """What a caption can say, from 0 to 1: view (1 is two-chamber), function (1 normal), fluid, rate (40 to 140)."""
+    fluid = FLUID.index(truth["effusion"]) / (len(FLUID) - 1)
+    return {
+        "label_view": float(VIEWS.index(truth["view"])),
+        "label_function": round(1 - GRADES.index(truth["grade"]) / (len(GRADES) - 1), 4),
+        "label_effusion": round(fluid, 4),
+        "label_rate": round(min(max((truth["heart_rate"] - 40) / 100, 0.0), 1.0), 4),
+    }
 
 
 HEARTS = PhantomKind(
