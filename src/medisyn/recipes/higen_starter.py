@@ -198,16 +198,13 @@ class StarterVideoRun:
     def _train_text(self, clips: ClipReader, out: Path, announce: Announce) -> TrainReport:
         """The text encoder and its vocabulary, from nothing."""
         from medisyn.families.higen.caption_labels import CaptionLabels
-        from medisyn.families.stable_diffusion.networks import build_networks
-        from medisyn.families.stable_diffusion.text import train_tokenizer
         from medisyn.recipes.labels import read_labels
         from medisyn.training.launch import local_device
         from medisyn.training.loop import train
         from medisyn.training.precompute import precompute
         from medisyn.types import Sample
 
-        tokenizer = train_tokenizer(clips.captions, vocab_size=self.vocabulary, window=self.image.text_window)
-        encoder = build_networks(self.image, tokenizer, seed=self.diffusion.seed).text_encoders[0]
+        encoder, tokenizer = self._new_text(clips, out)
         labels = read_labels(clips.corpus / "table.csv", self.labels, clips.keys)
         layer = self.model.text_layer
         family = CaptionLabels(encoder, tokenizer, layer=layer, num_labels=len(self.labels), seed=self.text.seed)
@@ -224,10 +221,6 @@ class StarterVideoRun:
             corpus=fingerprint(clips.corpus),
         )
 
-        def save(folder: Path) -> None:
-            encoder.save_pretrained(folder / "text_encoder", safe_serialization=True)
-            tokenizer.save_pretrained(folder / "tokenizer")
-
         family.to(local_device())
         config = {"labels": self.labels, "text_layer": layer, "vocabulary": self.vocabulary}
         return train(
@@ -235,19 +228,30 @@ class StarterVideoRun:
             store,
             self.text,
             out / TEXT,
-            save_model=save,
+            save_model=lambda folder: save_text(encoder, tokenizer, folder),
             config=config,
             corpus=store.folder.name,
             announce=announce,
         )
 
+    def _new_text(self, clips: ClipReader, out: Path) -> tuple[Any, Any]:
+        """Text encoder and tokenizer before training; kept, since a vocabulary learnt again may number ties anew."""
+        from medisyn.families.stable_diffusion.networks import build_networks
+        from medisyn.families.stable_diffusion.text import train_tokenizer
+
+        folder = out / f"{TEXT}-{START}"
+        if not folder.is_dir():
+            tokenizer = train_tokenizer(clips.captions, vocab_size=self.vocabulary, window=self.image.text_window)
+            encoder = build_networks(self.image, tokenizer, seed=self.diffusion.seed).text_encoders[0]
+            with runs.atomic_folder(folder) as target:
+                save_text(encoder, tokenizer, target)
+        return open_text(folder)
+
     def _start(self, clips: ClipReader, pixels: EncodedStore, out: Path) -> None:
         """A HiGen folder with the trained autoencoder and all else random, made once."""
         import torch
         from diffusers import AutoencoderKL
-        from transformers import CLIPTextModel
 
-        from medisyn.families.higen import folders
         from medisyn.families.higen.model import HiGen
         from medisyn.families.higen.networks import build_unet
 
@@ -257,9 +261,7 @@ class StarterVideoRun:
         rows = [pixels[row]["pixels"] for row in range(0, len(pixels), max(1, len(pixels) // 256))]
         vae = AutoencoderKL.from_pretrained(out / AUTOENCODER / "model", local_files_only=True)
         vae.register_to_config(scaling_factor=trained.latent_scale(torch.stack(rows)))
-        written = out / TEXT / "model"
-        text_encoder = folders.open_part(written / "text_encoder", CLIPTextModel, "float32")
-        tokenizer = folders.open_tokenizer(written / "tokenizer")
+        text_encoder, tokenizer = open_text(out / TEXT / "model")
         unet = build_unet(self.network, seed=self.diffusion.seed)
         grid = clips.grid(self.grid)
         HiGen(unet, vae, text_encoder, tokenizer, grid=grid, settings=self.model, defaults=self.defaults).save(
@@ -299,6 +301,22 @@ class StarterVideoRun:
                 f"ship. Take smaller networks, or raise max_megabytes."
             )
         announce(f"{megabytes:.1f} MB of weights in {out.name}/{MODEL}")
+
+
+def save_text(encoder: Any, tokenizer: Any, folder: Path) -> None:
+    """What `open_text` opens."""
+    encoder.save_pretrained(folder / "text_encoder", safe_serialization=True)
+    tokenizer.save_pretrained(folder / "tokenizer")
+
+
+def open_text(folder: Path) -> tuple[Any, Any]:
+    """Text encoder and tokenizer."""
+    from transformers import CLIPTextModel
+
+    from medisyn.families.higen import folders
+
+    encoder = folders.open_part(folder / "text_encoder", CLIPTextModel, "float32")
+    return encoder, folders.open_tokenizer(folder / "tokenizer")
 
 
 def _is_new(corpus: Path) -> bool:
