@@ -8,7 +8,7 @@ script    the whole embedding matrix in AdamW, and every old row written back af
 
 The script encodes the picture and clips nothing; here it gets the latents, which is in its favour. Time: contenders
 take turns in one process, medians of the ratios within a round. Memory: highest resident size while stepping, above
-what was resident before the contender was built, the model itself taken off.
+what was resident before the contender was built, the model itself taken off; each in a process of its own.
 
     python benchmarks/textual_inversion.py --rounds 5 --steps 4
 """
@@ -19,9 +19,11 @@ import argparse
 import datetime
 import gc
 import json
+import multiprocessing
 import re
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -159,13 +161,15 @@ def resident(field: str) -> float:
     return int(found[1]) / 1024
 
 
-def memory_of(build: Callable[[Size], Contender], size: Size) -> dict[str, float]:
-    """Highest resident MiB while stepping, above the model; one contender at a time."""
-    gc.collect()
-    model = sum(p.nbytes for module in make_model(size).networks.modules() for p in module.parameters()) / MIB
-    gc.collect()
+def model_mib(size: Size) -> float:
+    modules = make_model(size).networks.modules()
+    return sum(parameter.nbytes for module in modules for parameter in module.parameters()) / MIB
+
+
+def memory_of(name: str, size: Size, model: float) -> dict[str, float]:
+    """Highest resident MiB while stepping, above the model's; in a process that has held nothing before."""
     before = resident("VmRSS")
-    contender = build(size)
+    contender = CONTENDERS[name](size)
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # start the highest resident size anew
     for number in range(2):
@@ -176,9 +180,15 @@ def memory_of(build: Callable[[Size], Contender], size: Size) -> dict[str, float
     }
 
 
+def alone(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The function's result from a new process: memory that was freed before would hide what is taken."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
 def measure(size: Size, rounds: int, steps: int) -> dict[str, Any]:
-    memory = {name: memory_of(build, size) for name, build in CONTENDERS.items()}
-    gc.collect()
+    model = alone(model_mib, size)
+    memory = {name: alone(memory_of, name, size, model) for name in CONTENDERS}
     contenders = {name: build(size) for name, build in CONTENDERS.items()}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds + 1):

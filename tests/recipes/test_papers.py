@@ -132,10 +132,12 @@ def test_what_is_missing_is_named_once():
 
 
 def test_a_table_becomes_available_with_its_command_and_preset():
-    before = paper_report("textual-inversion", commands={"train", "generate", "evaluate"}, presets=set())
+    before = paper_report("textual-inversion", commands={"train", "generate", "evaluate", "sweep"}, presets=set())
     table = before.paper.tables[0]
     assert before.state(table) == "not available in this version: medisyn train textual-inversion"
-    after = paper_report("textual-inversion", commands={"train", "generate", "evaluate"}, presets={"textual-inversion"})
+    after = paper_report(
+        "textual-inversion", commands={"train", "generate", "evaluate", "sweep"}, presets={"textual-inversion"}
+    )  # fmt: skip
     assert after.state(table) == "not run"
 
 
@@ -192,9 +194,24 @@ def test_real_baselines_are_not_ours(tmp_path):
 
 def test_a_result_of_a_missing_command_is_not_shown(tmp_path):
     result(tmp_path, "evaluate", [Value("frechet", 60.0, n=100, extractor="inception-2015:1")])
-    found = paper_report("textual-inversion", [tmp_path], commands={"evaluate", "generate", "train"}, presets=())
+    found = paper_report(
+        "textual-inversion", [tmp_path], commands={"evaluate", "generate", "train", "sweep"}, presets=()
+    )
     assert found.beside == ()
     assert "Ours: not available in this version: medisyn train textual-inversion" in found.text()
+
+
+def test_the_cells_of_a_sweep_stand_beside_their_rows(tmp_path):
+    cells = [Value("frechet", 3.0 + k, "generated", f"images {k}", extractor="other:1", n=100) for k in (5, 7, 100)]
+    result(tmp_path, "sweep", cells)
+    found = paper_report(
+        "textual-inversion", [tmp_path], commands={"evaluate", "generate", "train", "sweep", "utility"},
+        presets={"textual-inversion"},
+    )  # fmt: skip
+    assert [(row.table, row.row, row.published, row.value) for row in found.beside] == [
+        ("table-3", "5", "203", 8.0), ("table-3", "100", "171", 103.0),
+    ]  # fmt: skip
+    assert found.beside[0].differs == ("extractor other:1, paper inception",)
 
 
 def audit_row(stratum, n, at_or_below):
