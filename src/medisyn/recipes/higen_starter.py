@@ -384,7 +384,7 @@ STARTER_VIDEO = StarterVideoRun(
         text_encoder_lr_scale=0.5,
     ),
     defaults=HiGenDefaults(
-        steps=25,
+        steps=15,
         spacing="trailing",  # starts at pure noise with few steps too
         guidance=3.0,
         motion=None,
