@@ -169,9 +169,9 @@ def side(bench: Bench) -> dict[str, Any]:
 
 
 def _left_share(row: Mapping[str, float]) -> float:
-    """Of the air in the lungs, what the left one holds."""
+    """Of the air in the lungs, what the left one holds; NaN, which is no side, where no lung was found."""
     left, right = (sum(row[name] for name in names) for names in (LEFT_LUNG, RIGHT_LUNG))
-    return left / (left + right)
+    return left / (left + right) if left + right > 0 else float("nan")
 
 
 def _right(by_side: Mapping[str, Sequence[bool]]) -> dict[str, Any]:
