@@ -27,17 +27,17 @@ GALLERY = $(GENERATE) --prompts src/medisyn/starter/gallery_prompts.csv --model 
 
 # Made anew each time: a folder of pictures belongs to one model, and the shipped one may have been replaced since.
 demo: $(VENV)/installed
-	rm -rf demo/images demo/interpolation demo/inpainting demo/ct demo/clips
+	rm -rf demo/images demo/interpolation demo/inpainting demo/chest-CT demo/clips
 	$(GALLERY)
 	$(GENERATE) interpolate --from "Frontal (PA) chest X-ray image" --frames 6 --seed 4 --out demo/interpolation \
 		--to "Frontal (AP) chest X-ray image showing COVID-19"
 	$(GENERATE) inpaint --image demo/images/blood-field.png --mask ellipse:66,64,26,24 -n 3 --out demo/inpainting \
 		--prompt "Blood smear microscopy image of a white blood cell"
-	$(GENERATE) --prompts src/medisyn/starter/gallery_reports.csv --model starter-ct --dicom --out demo/ct
+	$(GENERATE) --prompts src/medisyn/starter/gallery_reports.csv --model starter-ct --dicom --out demo/chest-CT
 	$(GENERATE) --prompts src/medisyn/starter/gallery_clips.csv --model starter-video --format mkv --format gif \
 		--out demo/clips
 	$(GALLERY) --gallery demo/index.html --gallery-also demo/interpolation --gallery-also demo/inpainting \
-		--gallery-also demo/ct --gallery-also demo/clips
+		--gallery-also demo/chest-CT --gallery-also demo/clips
 	@echo "Open the gallery: $(CURDIR)/demo/index.html"
 
 test: $(VENV)/installed-dev lint
