@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -140,6 +140,7 @@ def test_a_variable_rate_is_resampled_to_the_median_gap(tmp_path):
     assert (read.frames_per_second, read.provenance["resampled"]) == (25.0, True)
 
 
+@example([4, 1, 3], 0)  # half a gap away exactly
 @given(st.lists(st.integers(1, 90), min_size=2, max_size=40), st.integers(-500, 500))
 def test_every_frame_of_the_constant_rate_is_the_nearest_in_time(gaps, start):
     ticks = np.cumsum([start, *gaps])

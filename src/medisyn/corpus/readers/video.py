@@ -159,10 +159,10 @@ def constant_rate(ticks: np.ndarray) -> tuple[np.ndarray, Fraction]:
     """
     if (np.diff(ticks) < 0).any():
         raise ReadError("the frames of the clip do not follow each other in time")
-    mean = Fraction(int(ticks[-1] - ticks[0]), len(ticks) - 1)
-    away = np.abs((ticks - ticks[0]) - np.arange(len(ticks)) * float(mean))
-    if mean > 0 and away.max() <= float(mean) / 2:
-        return np.arange(len(ticks)), mean
+    length, gaps = int(ticks[-1] - ticks[0]), len(ticks) - 1
+    away = np.abs((ticks - ticks[0]) * gaps - np.arange(len(ticks)) * length)  # times the gaps: whole numbers, exact
+    if length > 0 and 2 * away.max() <= length:
+        return np.arange(len(ticks)), Fraction(length, gaps)
     gap = Fraction(float(np.median(np.diff(ticks))))
     if gap == 0:
         raise ReadError("the frames of the clip share their times; export it with a constant rate")
