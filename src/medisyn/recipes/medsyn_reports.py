@@ -131,8 +131,7 @@ class MedSynReportRun:
         encoder.float()  # a start may be stored in half precision
         if encoder.config.max_position_embeddings < self.positions:
             extend_positions(encoder, self.positions)
-        if self.labels:
-            encoder.begin_labels(len(self.labels), seed=self.train.seed)
+        encoder.begin_labels(len(self.labels), seed=self.train.seed)  # a start may have learnt others
         config = ReportTrainingConfig(**dataclasses.asdict(self.objective))
         impressions = [parse_report(report.caption).impression for report in reports]
         return ReportPretraining(encoder, tokenizer, impressions, config)

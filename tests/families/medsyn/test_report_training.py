@@ -170,6 +170,13 @@ def test_a_denial_is_told_from_its_finding():
     assert present > 0.8
 
 
+def test_an_encoder_that_learnt_labels_trains_on_without_them():
+    training, samples = labelled()
+    training.encoder.begin_labels(0)
+    assert training.encoder.config.report_labels == 0
+    assert set(training.encode([replace(sample, metadata={}) for sample in samples])) == {"findings", "impression"}
+
+
 def test_half_of_the_reports_lose_sentences_and_none_loses_all():
     training, tokenizer = family(), build.tokenizer()
     stop = tokenizer.convert_tokens_to_ids(".")

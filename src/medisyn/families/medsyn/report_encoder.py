@@ -52,11 +52,14 @@ class ReportEncoder(BertForMaskedLM):
         return self.classifier(self.cls_projection_head(hidden[:, 0]))
 
     def begin_labels(self, num_labels: int, seed: int = 0) -> None:
-        """Give the encoder a new head for labels, in place; the same seed gives the same weights."""
+        """Give the encoder a new head for labels, in place, or none for 0; the same seed gives the same weights."""
+        self.config.report_labels = num_labels
+        if not num_labels:
+            self.label_head = None
+            return
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.label_head = nn.Linear(self.config.hidden_size, num_labels)
-        self.config.report_labels = num_labels
 
 
 def new_encoder(
