@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from medisyn.errors import InputError, ReadError
 from medisyn.generation import provenance
 from medisyn.generation.prompts import SETTING_COLUMNS, request_from_record, request_record
 from medisyn.types import Request
+
+Records = dict[str, dict[str, Any]]  # key -> record
 
 KIND = "generate"
 SHOWN = 60  # characters of a value in a message
@@ -58,7 +61,7 @@ def claim(
         _check_model(out, run, model)
         _check_rejecting(out, run, rejecting)
         _check_grown(out, requests)
-    for unfinished in (*out.glob(".*.tmp"), *out.glob("rejected/.*.tmp")):
+    for unfinished in (*out.glob(".*.tmp"), *out.glob("*/.*.tmp")):
         unfinished.unlink(missing_ok=True)
     lines = [json.dumps(request_record(request), ensure_ascii=False, default=str) + "\n" for request in requests]
     runs.write_text(out / "requests.jsonl", "".join(lines))
@@ -66,6 +69,41 @@ def claim(
     before = {"draws": 0, "lost": 0} if run is None else run.get("rejections")
     write_run(out, requests, model, timing, settings, rejecting, before)
     return timing
+
+
+def complete(
+    out: Path,
+    requests: Sequence[Request],
+    model: Mapping[str, str],
+    settings: Mapping[str, Any],
+    *,
+    holds: str,
+    patterns: Sequence[str],
+    there: Callable[[], Records],
+    make: Callable[[list[Request], Records], None],
+) -> tuple[int, int, float]:
+    """Make what is not there yet, in this process and under the lock: how many were made, how many were there, seconds.
+
+    holds, patterns: what such a folder holds and under which names, to refuse one that was filled by something else.
+    there: the records of items that are whole. make: makes the requests and adds each record when its item is whole.
+    """
+    with runs.lock(out):
+        if runs.read_run(out) is None and any(file for pattern in patterns for file in out.glob(pattern)):
+            raise InputError(
+                f"{out.name}/ holds {holds} but no run.json: not a folder of `medisyn generate`. Choose another --out"
+            )
+        timing = claim(out, requests, model, settings)
+        records = there()
+        skipped = len(records)
+        started = time.perf_counter()
+        try:
+            make([request for request in requests if request.key not in records], records)
+        finally:  # also after Ctrl-C: what is there is listed
+            made, seconds = len(records) - skipped, time.perf_counter() - started
+            write_metadata(out, requests, records)
+            timing = Timing(timing.pictures + made, round(timing.seconds + seconds, 3))
+            write_run(out, requests, model, timing, settings)
+    return made, skipped, seconds
 
 
 def write_run(

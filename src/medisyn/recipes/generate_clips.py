@@ -122,22 +122,16 @@ def generate_clips(
         )
     writer = ClipWriter(out, model, checked_formats(formats), lost_words or {}, dicom)
     settings = {**(settings or {}), "formats": list(writer.formats), "dicom": dicom}
-    with runs.lock(out):
-        _check_unused(out)
-        timing = folder.claim(out, requests, model, settings)
-        for unfinished in out.glob("frames/.*.tmp"):
-            unfinished.unlink(missing_ok=True)
-        records = finished(writer, requests)
-        skipped = len(records)
-        waiting = [request for request in requests if request.key not in records]
-        started = time.perf_counter()
-        try:
-            _make(waiting, family, batch_size or 1, writer, records)
-        finally:  # also after Ctrl-C: what is there is listed
-            made, seconds = len(records) - skipped, time.perf_counter() - started
-            folder.write_metadata(out, requests, records)
-            timing = folder.Timing(timing.pictures + made, round(timing.seconds + seconds, 3))
-            folder.write_run(out, requests, model, timing, settings)
+    made, skipped, seconds = folder.complete(
+        out,
+        requests,
+        model,
+        settings,
+        holds="clips",
+        patterns=[f"*.{name}" for name in FORMATS],
+        there=lambda: finished(writer, requests),
+        make=lambda waiting, records: _make(waiting, family, batch_size or 1, writer, records),
+    )
     return ClipsReport(out, made, skipped, 0, 0, seconds, writer.lost_words)
 
 
@@ -252,10 +246,3 @@ def _says(sidecar: Path, asked: Mapping[str, Any]) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and all(content.get(name) == value for name, value in asked.items())
-
-
-def _check_unused(out: Path) -> None:
-    if runs.read_run(out) is None and any(file for name in FORMATS for file in out.glob(f"*.{name}")):
-        raise InputError(
-            f"{out.name}/ holds clips but no run.json: not a folder of `medisyn generate`. Choose another --out"
-        )

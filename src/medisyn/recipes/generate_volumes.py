@@ -11,13 +11,11 @@ out/metadata.jsonl, requests.jsonl, run.json   as for pictures
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medisyn import runs
 from medisyn.errors import InputError
 from medisyn.generation import folder, provenance
 from medisyn.generation.generate import GenerateReport, batches_of
@@ -104,20 +102,16 @@ def generate_volumes(
     superres_steps = family.base.defaults.superres_steps if family.superres is not None else None
     writer = VolumeWriter(out, model, superres_steps, lost_words or {}, dicom)
     settings = {**(settings or {}), "dicom": dicom}
-    with runs.lock(out):
-        _check_unused(out)
-        timing = folder.claim(out, requests, model, settings)
-        records = finished(out, requests, dicom=dicom)
-        skipped = len(records)
-        waiting = [request for request in requests if request.key not in records]
-        started = time.perf_counter()
-        try:
-            _make(waiting, family, batch_size or 1, writer, records)
-        finally:  # also after Ctrl-C: what is there is listed
-            made, seconds = len(records) - skipped, time.perf_counter() - started
-            folder.write_metadata(out, requests, records)
-            timing = folder.Timing(timing.pictures + made, round(timing.seconds + seconds, 3))
-            folder.write_run(out, requests, model, timing, settings)
+    made, skipped, seconds = folder.complete(
+        out,
+        requests,
+        model,
+        settings,
+        holds="volumes",
+        patterns=["*.nii.gz"],
+        there=lambda: finished(out, requests, dicom=dicom),
+        make=lambda waiting, records: _make(waiting, family, batch_size or 1, writer, records),
+    )
     return VolumesReport(out, made, skipped, 0, 0, seconds, writer.lost_words)
 
 
@@ -165,10 +159,3 @@ def _make(
             for request, volume, masks in zip(batch, volumes, family.masks(latents), strict=True):
                 records[request.key] = writer.write(request, volume, masks)
                 bar.update()
-
-
-def _check_unused(out: Path) -> None:
-    if runs.read_run(out) is None and any(out.glob("*.nii.gz")):
-        raise InputError(
-            f"{out.name}/ holds volumes but no run.json: not a folder of `medisyn generate`. Choose another --out"
-        )
