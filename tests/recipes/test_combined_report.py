@@ -238,6 +238,8 @@ def test_the_report_of_a_result_is_not_overwritten(tmp_path):
     before = (tmp_path / "a" / "report.html").read_text()
     combined_report(tmp_path / "a", tmp_path / "a" / "all.html")
     assert (tmp_path / "a" / "report.html").read_text() == before
+    with pytest.raises(InputError, match=r"a browser opens it by its name: --out all\.html"):
+        combined_report(tmp_path / "a", tmp_path / "all")
 
 
 def test_the_page_may_be_made_again(tmp_path):

@@ -272,6 +272,16 @@ def test_utility_arms_match_by_name_or_by_kind(tmp_path):
     assert rows[0].differs == ("trained on 50 real + 50 synthetic, paper 1000 real + 1000 synthetic",)
 
 
+@pytest.mark.parametrize(
+    ("classes", "task"),
+    [(["blood smear/platelet", "blood smear/field"], "2 classes of blood smear"), (["effusion"], "effusion")],
+)
+def test_a_classifier_of_ours_says_what_it_told_apart(tmp_path, classes, task):
+    result(tmp_path, "utility", content={**utility_content("1000 real"), "classes": classes})
+    row = next(row for row in report("medisyn-v2", tmp_path).beside if row.row == "Chest X-ray, 1,000 real")
+    assert row.differs == (f"task: {task}",)
+
+
 def test_cross_validation_gives_means_over_folds(tmp_path):
     scores = [{"accuracy": 0.5, "f1": None}, {"accuracy": 1.0, "f1": 0.25}]
     content = {"n_test": 9, "folds": {"real": {"overall": scores, "per_label": {"lung opacity": scores}}}}

@@ -118,7 +118,8 @@ def in_dtype(network: Any, dtype: str | None) -> Any:
         return network
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is not offered, allowed: {', '.join(DTYPES)}.{closest(dtype, DTYPES)}")
-    return copy.deepcopy(network).to(DTYPES[dtype])
+    # Not the `to` of diffusers: it warns of parts to be kept in float32 even where there are none.
+    return torch.nn.Module.to(copy.deepcopy(network), DTYPES[dtype])
 
 
 @contextlib.contextmanager

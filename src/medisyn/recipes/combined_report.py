@@ -96,13 +96,15 @@ class CombinedReport:
 def combined_report(folder: Path | str, out: Path | str | None = None) -> CombinedReport:
     """Combine what lies below `folder` into one HTML page; out: the file, None: report.html in the folder.
 
-    Raises InputError when there is nothing to combine, or `out` is the report of one result.
+    Raises InputError when there is nothing to combine, or `out` is no .html file or the report of one result.
     """
     from medisyn.evaluation.page import Page
     from medisyn.evaluation.report import render
 
     folder = Path(folder)
     out = Path(out) if out is not None else folder / "report.html"
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"the combined report is one page, and a browser opens it by its name: --out {out.name}.html")
     if (out.parent / "result.json").exists() and out.name == "report.html":
         raise InputError(
             f"{out.parent.resolve().name}/report.html is the report of one result; name another file with --out"

@@ -189,7 +189,8 @@ def device_name(device: str) -> str:
 
     if device == "cpu":
         num_threads = torch.get_num_threads()
-        return f"CPU ({_cpu_abilities().get('cpu_name', 'unknown')}), {num_threads} thread{'s' * (num_threads > 1)}"
+        abilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch cannot tell
+        return f"CPU ({abilities.get('cpu_name', 'unknown')}), {num_threads} thread{'s' * (num_threads > 1)}"
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
 
 
@@ -250,16 +251,9 @@ def choose_device(name: str) -> str:
 
 def fast_dtype(device: str) -> str:
     """bfloat16 where the device computes in it, else float32."""
-    if device != "cpu":
-        return "bfloat16"
-    abilities = _cpu_abilities()
-    return "bfloat16" if abilities.get("avx512_bf16") or abilities.get("amx_bf16") else "float32"
+    from medisyn.evaluation.search import multiplies_bfloat16
 
-
-def _cpu_abilities() -> dict[str, Any]:
-    import torch
-
-    return dict(getattr(torch.cpu, "get_capabilities", dict)())  # an older torch cannot tell
+    return "bfloat16" if device != "cpu" or multiplies_bfloat16() else "float32"
 
 
 def _open(model: str, device: str, dtype: str, solver: str | None) -> OpenedModel:

@@ -42,7 +42,8 @@ def _audit(content: Mapping[str, Any]) -> Iterator[Value]:
     if membership is not None:
         found = membership["result"]
         ends = found["auc_interval"]
-        yield Value("membership_auc", found["auc"], low=ends["low"], high=ends["high"], level=ends["level"])
+        n = found["members"] + found["non_members"]
+        yield Value("membership_auc", found["auc"], low=ends["low"], high=ends["high"], level=ends["level"], n=n)
 
 
 def _utility(content: Mapping[str, Any]) -> Iterator[Value]:
@@ -50,10 +51,13 @@ def _utility(content: Mapping[str, Any]) -> Iterator[Value]:
     from medisyn.evaluation.page import Value
 
     n, auroc = content.get("n_test"), content.get("auroc") or {}
+    classes = content.get("classes", ())
+    kinds = sorted({name.partition("/")[0] for name in classes if "/" in name})
+    task = f"{len(classes)} classes of {' and '.join(kinds)}" if kinds else ", ".join(classes)
     for name, key in (("macro_auroc", "arms"), ("macro_auroc_difference", "differences")):
         for arm, found in auroc.get(key, {}).items():
             ends = found["interval"]
-            yield Value(name, found["value"], arm, "", ends["low"], ends["high"], ends["level"], n)
+            yield Value(name, found["value"], arm, "", ends["low"], ends["high"], ends["level"], n, task=task)
     for arm, folds in (content.get("folds") or {}).items():
         for group, scores in (("", folds["overall"]), *folds["per_label"].items()):
             yield Value("accuracy", fmean(score["accuracy"] for score in scores), arm, group, n=n)

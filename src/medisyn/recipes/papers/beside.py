@@ -190,9 +190,14 @@ def _kind(arm: str) -> list[str]:
 
 
 def _differences(table: PaperTable, ours: Ours, label: str, value: Value) -> Iterator[str]:
-    """What differs from the paper in n, extractor and arm, in words; counts and costs are of other data altogether."""
+    """What differs from the paper in n, extractor and arm, in words; counts and costs are of other data altogether.
+
+    The classes that a classifier of ours told apart are always named: papers say them in prose.
+    """
     if ours.n is None and not ours.extractor and not ours.arm:
         yield "of other data"
+    if value.task:
+        yield f"task: {value.task}"
     if ours.arm and value.of != ours.arm:
         yield f"trained on {value.of}, paper {ours.arm}"
     n = table.cell(label, ours.n) if isinstance(ours.n, str) else ours.n
