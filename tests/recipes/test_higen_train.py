@@ -286,6 +286,10 @@ def test_starter_video_from_nothing(tmp_path):
         run.prepare(corpus, out, said.append, processes=2)
     previews = list((out / "diffusion" / "previews").glob("*.png"))
     assert previews == []  # preview_every is 0 here
+    (corpus / "table.csv").unlink()
+    with pytest.raises(CorpusError, match=r"the corpus has no table\.csv, from which labels are read"):
+        run.run(corpus, tmp_path / "another", said.append)
+    assert not (tmp_path / "another").exists()  # before any stage
 
 
 def test_starter_video_is_small_enough_to_ship():

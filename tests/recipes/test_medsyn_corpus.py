@@ -281,7 +281,7 @@ def test_labels_that_are_none(tmp_path):
     with pytest.raises(CorpusError, match=r"a.csv: there is no column 'efusion' of labels..*effusion"):
         find_reports(table, ("efusion",))
     folder_of(tmp_path / "corpus")
-    with pytest.raises(CorpusError, match=r"labels are read from a table of reports, or from table\.csv in a folder"):
+    with pytest.raises(CorpusError, match=r"has no table\.csv, from which labels are read.* and effusion"):
         find_reports(tmp_path / "corpus", ("effusion",))
     (tmp_path / "corpus" / "table.csv").write_text("key,effusion\nanother,1\n")
     with pytest.raises(CorpusError, match="1 of 1 texts have no row with their folder's name as key, first number 1"):

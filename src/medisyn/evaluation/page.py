@@ -17,8 +17,9 @@ class Value:
     """One number of a table for other programs, which never read the text of a cell.
 
     name: what was measured, such as "frechet"; of: the set or arm, such as "generated" or "real"; group: the class or
-    specialty, or "" for all. `low` and `high` are the ends of the interval of confidence `level`. task: what a classifier
-    told apart. Two values may stand side by side only where name, n, extractor (with preprocessing) and task agree.
+    specialty, or "" for all. `low` and `high` are the ends of the interval of confidence `level`. task: what a
+    classifier told apart. Two values may stand side by side only where name, n, extractor (with preprocessing) and task
+    agree.
     """
 
     name: str

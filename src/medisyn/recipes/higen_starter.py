@@ -12,7 +12,7 @@ Each stage is a run of its own under the output folder, resumed by the same comm
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from medisyn.families.higen.settings import HiGenDefaults, HiGenSettings
 from medisyn.families.stable_diffusion.config import NetworkConfig
 from medisyn.recipes.higen_corpus import ClipData, ClipPlace, ClipReader, fingerprint
 from medisyn.recipes.higen_train import HiGenRun, JointFrames
+from medisyn.recipes.labels import read_labels
 from medisyn.recipes.starter_image import AutoencoderStage
 from medisyn.training.settings import TrainSettings
 
@@ -118,13 +119,14 @@ class StarterVideoRun:
     def run(self, corpus: Path, out: Path, announce: Announce) -> TrainReport:
         """All stages, each resumed or skipped when it is done. Returns the diffusion stage's report."""
         clips = ClipReader(corpus, self.data, self.grid.frames)
+        labels = read_labels(corpus / "table.csv", self.labels, clips.keys)  # first: the stage before is long
         pixels = self._pixels(clips, out)
         announce("stage 1 of 5: autoencoder")
         report = self._train_autoencoder(AUTOENCODER, None, pixels, out, announce)
         if report.interrupted:
             return report
         announce("stage 2 of 5: text")
-        report = self._train_text(clips, out, announce)
+        report = self._train_text(clips, labels, out, announce)
         if report.interrupted:
             return report
         announce("stage 3 of 5: diffusion")
@@ -195,17 +197,17 @@ class StarterVideoRun:
             announce=announce,
         )
 
-    def _train_text(self, clips: ClipReader, out: Path, announce: Announce) -> TrainReport:
+    def _train_text(
+        self, clips: ClipReader, labels: Sequence[tuple[float, ...]], out: Path, announce: Announce
+    ) -> TrainReport:
         """The text encoder and its vocabulary, from nothing."""
         from medisyn.families.higen.caption_labels import CaptionLabels
-        from medisyn.recipes.labels import read_labels
         from medisyn.training.launch import local_device
         from medisyn.training.loop import train
         from medisyn.training.precompute import precompute
         from medisyn.types import Sample
 
         encoder, tokenizer = self._new_text(clips, out)
-        labels = read_labels(clips.corpus / "table.csv", self.labels, clips.keys)
         layer = self.model.text_layer
         family = CaptionLabels(encoder, tokenizer, layer=layer, num_labels=len(self.labels), seed=self.text.seed)
 

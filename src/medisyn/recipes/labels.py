@@ -12,10 +12,15 @@ from medisyn.errors import CorpusError, closest
 def read_labels(table: Path, names: Sequence[str], keys: Sequence[str] | None = None) -> list[tuple[float, ...]]:
     """The numbers in [0, 1] of the columns `names`, NaN where a cell is empty: of every row, or of the rows of `keys`.
 
-    Raises CorpusError for a column or a key that is not there, and for a cell that is no such number.
+    Raises CorpusError for a table, column or key that is not there, and for a cell that is no such number.
     """
     from medisyn.corpus.table import read_table
 
+    if not table.is_file():
+        raise CorpusError(
+            f"the corpus has no {table.name}, from which labels are read. Write one with the columns key (the name of "
+            f"the folder) and {', '.join(names)}, each a number from 0 to 1 or empty"
+        )
     rows = read_table(table)
     for name in names:
         if name not in rows[0]:

@@ -271,10 +271,6 @@ def _labels(corpus: Path, names: Sequence[str], *, is_table: bool) -> list[tuple
 
     if is_table:
         return read_labels(corpus, names)
-    if not (corpus / "table.csv").is_file():
-        raise CorpusError(
-            "labels are read from a table of reports, or from table.csv in a folder of them; there is none"
-        )
     return read_labels(corpus / "table.csv", names, keys=[_parent(name) for name in _text_names(corpus)])
 
 

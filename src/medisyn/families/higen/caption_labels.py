@@ -57,11 +57,6 @@ class CaptionLabels:
         )
         return (errors_BK * ~labels_BK.isnan()).sum(dim=1)
 
-    def told(self, captions: Sequence[str]) -> torch.Tensor:
-        """What the encoder reads out of captions, (B, K) in [0, 1]."""
-        with torch.no_grad():
-            return self.head(self.reader.embed(self.reader.tokens(captions)).mean(dim=1)).sigmoid()
-
     def sample(self, requests: Sequence[Request]) -> torch.Tensor:
         """Refuses: a text encoder makes no clips."""
         raise InputError("a text encoder makes no clips; train a diffusion model that reads it")
