@@ -19,7 +19,7 @@ from medisyn.evaluation.policy import Policy
 from medisyn.recipes import membership_attack, release_gate
 from medisyn.recipes.audit import audit, read_policy
 from medisyn.recipes.copy_search import RejectCopies, SearchSettings, open_search
-from medisyn.recipes.membership_attack import AttackSettings, attack_model, matched_rows
+from medisyn.recipes.membership_attack import AttackSettings, attack_model, image_sides
 from medisyn.recipes.release_gate import write_release
 from medisyn.types import Request
 
@@ -298,14 +298,18 @@ def test_matched_rows_have_the_same_classes_on_both_sides(tmp_path):
     corpus = Corpus(tmp_path / "c")
     other = [replace(row, labels=("effusion",)) for row in corpus.rows("train")[:2]]
     corpus._rows = [*other, *corpus.rows()[2:]]
-    members, others, classes = matched_rows(corpus, AttackSettings(images=3))
-    assert (len(members), len(others)) == (3, 3)
-    assert classes == {"chest X-ray/nodule": 3}
-    assert {row.split for row in members} == {"train"}
-    assert matched_rows(corpus, AttackSettings(images=3))[0] == members
+    sides = image_sides(corpus, AttackSettings(images=3))
+    members, others = ([one.read().key for one in side] for side in (sides.members, sides.others))
+    assert (len(set(members)), len(set(others))) == (3, 3)
+    assert sides.classes == {"chest X-ray/nodule": 3}
+    assert all(key.startswith("train-") for key in members)
+    assert all(key.startswith("test-") for key in others)
+    assert [one.patient for one in image_sides(corpus, AttackSettings(images=3)).members] == [
+        one.patient for one in sides.members
+    ]
     corpus._rows = other
-    with pytest.raises(InputError, match="share 0 images of one class"):
-        matched_rows(corpus, AttackSettings())
+    with pytest.raises(InputError, match="'train' and 'test' share 0 images of one class"):
+        image_sides(corpus, AttackSettings())
 
 
 class Remembers:
@@ -325,15 +329,14 @@ class Remembers:
         return noise + torch.tensor([0.0 if seen else 0.5 for seen in encoded["seen"]])
 
 
-def test_the_attack_sees_a_model_that_remembers(place, monkeypatch):
+def test_the_attack_sees_a_model_that_remembers(place):
     from medisyn.recipes import models
 
     seen = {smooth(n).transpose(2, 0, 1).tobytes() for n in range(60)}
     family = Remembers(seen)
     opened = models.OpenedModel(family, "remembers", "0" * 64, "euler", resolve=None, lost_words=None)
-    monkeypatch.setattr(models, "open_model", lambda name, device: opened)
     settings = AttackSettings(images=20, draws=3, batch_size=7, device="cpu", dtype="float32")
-    found = attack_model("any", Corpus(place / "corpus"), settings)
+    found = attack_model(opened, image_sides(Corpus(place / "corpus"), settings), settings)
     assert (found.result.auc, found.result.tpr, found.result.members) == (1.0, 1.0, 20)
     assert found.member_loss == pytest.approx(found.non_member_loss - 0.5, abs=1e-6)
     # the same three draws for every image, whatever its place in a batch
@@ -356,6 +359,6 @@ def test_the_attack_runs_on_a_diffusion_model_within_the_audit(place, tmp_path):
 
 def test_attack_settings_are_checked():
     with pytest.raises(
-        ConfigError, match="images must be at least 2, draws and batch size at least 1, got 1, 16 and 32"
+        ConfigError, match="images must be at least 2, draws and batch size at least 1, got 1, 16 and None"
     ):
         membership_attack.AttackSettings(images=1)

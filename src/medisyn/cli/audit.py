@@ -37,9 +37,15 @@ def audit(
     pictures: Annotated[int, typer.Option(help="Clips and volumes: frames or slices that are compared.")] = 12,
     window: Annotated[str, typer.Option(help="Volumes: HU shown black and white, LOW,HIGH.")] = "-1024,600",
     model: Annotated[
-        str | None, typer.Option(help="Also attack this model: can training images be told by its loss?")
+        str | None,
+        typer.Option(
+            help="Also attack this model, which made them: can what it was trained on be told by its loss? Clips and "
+            "volumes need --held-out-folder for it."
+        ),
     ] = None,
-    attack_images: Annotated[int, typer.Option(help="Images of each side for the attack, at most.")] = 200,
+    attack_images: Annotated[
+        int, typer.Option(help="Images, clips or volumes of each side for the attack, at most.")
+    ] = 200,
     policy: Annotated[
         Path | None, typer.Option(help="Release rules as YAML.", show_default="the built-in rules")
     ] = None,
@@ -61,7 +67,7 @@ def audit(
     Example:
         medisyn audit synthetic/a --against corpus/ --model runs/a
         medisyn audit synthetic/a --against corpus/ --gate --policy policy.yaml --out release/
-        medisyn audit volumes/ --against training-volumes/ --held-out-folder test-volumes/
+        medisyn audit volumes/ --against training-volumes/ --held-out-folder test-volumes/ --model starter-ct
     """
     from medisyn.recipes.audit import audit as run_audit
     from medisyn.recipes.membership_attack import AttackSettings

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,10 +127,11 @@ def audit(
     """Compare a folder of generated images (or a corpus of them) with the training split of `against`.
 
     Clips and volumes, as `medisyn evaluate` reads them, are compared with a folder of the same kind; `held_out` may
-    name a folder of held-out ones (`stack_search` says what stands for them otherwise), and no model is attacked.
+    name a folder of held-out ones (`stack_search` says what stands for them otherwise).
 
     policy: the release rules, or a YAML file of them; None: the defaults of `Policy`.
-    model: attack it too: can members be told from held-out images by its loss? It must have been trained on `against`.
+    model: attack it too: can members be told from held-out ones by its loss? It must have been trained on `against`.
+        For clips and volumes both folders must be laid out as for training, with captions or reports and masks.
     gate: also write released/ and withheld/; files: "copy", "link" (hard links) or "list" (only the lists).
     out: folder of the report; None: `<synthetic>-audit` beside it. Raises InputError for sets that cannot be compared.
     """
@@ -143,7 +145,8 @@ def audit(
     settings, rules = settings or SearchSettings(), read_policy(policy)
     if gate:
         check_files(files, synthetic)
-    search, images, names = _opened(synthetic, Path(against), settings, cache, held_out, model)
+    attacked = None if model is None else _attacked(model, synthetic, Path(against), held_out, settings, attack)
+    search, images, names = _opened(synthetic, Path(against), settings, cache, held_out)
     with runs.lock(out):
         real = search.held_out_closeness()
         calibration = search.calibration(rules, real)
@@ -151,7 +154,7 @@ def audit(
         why = tuple(
             tuple(reasons(found, image.stratum, rules, calibration)) for found, image in zip(close, images, strict=True)
         )
-        found_attack = _attack(model, against, settings, attack)
+        found_attack = None if attacked is None else attacked()
         upper = None if found_attack is None else found_attack.result.auc_interval.high
         verdict = judge_set(sum(map(bool, why)), len(images), rules, upper)
         found = Audit(
@@ -226,24 +229,18 @@ def _opened(
     settings: SearchSettings,
     cache: Path | str | None,
     held_out: Path | str | None,
-    model: str | None,
 ) -> tuple[CopySearch | StackSearch, list[LabelledImage], list[str]]:
     """The search of the kind of `synthetic`, its images, volumes or clips, and their files."""
     from medisyn.recipes.copy_search import open_search
-    from medisyn.recipes.evaluate_folder import kind_of
     from medisyn.recipes.stack_search import open_stacks, stack_files, stacks_of, without_stacks
 
-    if not synthetic.is_dir():
-        raise InputError(f"there is no folder {synthetic.name}/ of generated images")
-    kind, kept = kind_of(synthetic), Path(cache) if cache is not None else None
+    kind, kept = _kind(synthetic), Path(cache) if cache is not None else None
     if kind == "images":
         if held_out is not None:
             raise ConfigError("a folder of held-out items is for volumes and clips; images have the corpus's splits")
         search = open_search(against, without_stacks(settings), kept)
         images = _images(synthetic, search.train)
         return search, images, _file_names(synthetic, images)
-    if model is not None:
-        raise ConfigError(f"the membership attack is for models of images; {kind} are audited without a model")
     stacks = open_stacks(kind, against, Path(held_out) if held_out is not None else None, settings, kept)
     return stacks, stacks_of(kind, synthetic), stack_files(kind, synthetic)
 
@@ -262,15 +259,36 @@ def _file_names(synthetic: Path, images: Sequence[LabelledImage]) -> list[str]:
     return [str(record["file_name"]) for record in records] if records else [""] * len(images)
 
 
-def _attack(
-    model: str | None, against: Path | str, search: SearchSettings, settings: AttackSettings | None
-) -> Attack | None:
-    if model is None:
-        return None
-    from medisyn.corpus.loader import Corpus
-    from medisyn.recipes.membership_attack import AttackSettings, attack_model
+def _kind(synthetic: Path) -> str:
+    from medisyn.recipes.evaluate_folder import kind_of
 
-    return attack_model(model, Corpus(against), settings or AttackSettings(split=search.split, seed=search.seed))
+    if not synthetic.is_dir():
+        raise InputError(f"there is no folder {synthetic.name}/ of generated images")
+    return kind_of(synthetic)
+
+
+def _attacked(
+    model: str,
+    synthetic: Path,
+    against: Path,
+    held_out: Path | str | None,
+    search: SearchSettings,
+    settings: AttackSettings | None,
+) -> Callable[[], Attack]:
+    """The attack, ready to run: a wrong model or folder is found before the search, which may take long."""
+    from medisyn.corpus.loader import Corpus
+    from medisyn.recipes.membership_attack import AttackSettings, attack_model, image_sides, open_attacked
+    from medisyn.recipes.membership_stacks import need_held_out, stack_sides
+
+    kind = _kind(synthetic)
+    settings = settings or AttackSettings(split=search.split, seed=search.seed)
+    others = need_held_out(kind, held_out) if kind != "images" else None
+    opened = open_attacked(model, kind, settings)
+    if others is None:
+        sides = image_sides(Corpus(against), settings)
+    else:
+        sides = stack_sides(opened, model, against, others, settings)
+    return functools.partial(attack_model, opened, sides, settings)
 
 
 def _strata(

@@ -101,15 +101,24 @@ def _calibration(found: Audit, search: CopySearch | StackSearch) -> str:
 
 
 def _attack(found: Audit) -> str:
+    from medisyn.recipes.corpus_images import stratum_of
+
     assert found.attack is not None
-    attack, result = found.attack, found.attack.result
+    attack, result, kind = found.attack, found.attack.result, found.kind
+    told = "reports" if kind == "volumes" else "captions"
+    if list(attack.classes) == [stratum_of({})]:
+        matching = f"drawn at random, since the folders name no kinds of {kind},"
+    else:
+        matching = f"as many of each of {len(attack.classes)} classes,"
+    trained = "this corpus's training split" if kind == "images" else f"the training {kind}"
+    between = "the splits" if kind == "images" else "the folders"
     return (
-        f"Membership attack. {result.members} training and {result.non_members} held-out images, as many of each of "
-        f"{len(attack.classes)} classes, were scored by minus the denoising loss of {attack.model} with their own "
-        f"captions, averaged over timesteps and noises drawn once for all images (network in {attack.dtype}). The "
-        f"interval of the AUC is by {result.auc_interval.method}; that of the share takes the threshold as given. "
-        f"What confounds it: the attack assumes that the model was trained on this corpus's training split and on none "
-        f"of the held-out images; a difference in difficulty between the splits (other patients, devices) moves the "
-        f"AUC without any memory; mirrored or otherwise augmented training weakens it; duplicates across the "
-        f"splits do too."
+        f"Membership attack. {result.members} training and {result.non_members} held-out {kind}, {matching} "
+        f"were scored by minus the denoising loss of {attack.model} with their own {told}, averaged over timesteps and "
+        f"noises drawn once for all {kind} (network in {attack.dtype}). "
+        f"{f'{attack.reading}. ' if attack.reading else ''}The interval of the AUC is by {result.auc_interval.method}; "
+        f"that of the share takes the threshold as given. What confounds it: the attack assumes that the model was "
+        f"trained on {trained} and on none of the held-out {kind}; a difference in difficulty between {between} (other "
+        f"patients, devices) moves the AUC without any memory; mirrored or otherwise augmented training weakens it; "
+        f"duplicates across {between} do too."
     )

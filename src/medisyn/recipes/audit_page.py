@@ -274,10 +274,10 @@ def _membership_table(found: Audit) -> Table:
     )
     return Table(
         name="membership",
-        title="Can training images be told by the model's loss?",
+        title=f"Can training {found.kind} be told by the model's loss?",
         text=(
-            "Membership inference on the denoising loss: a training image is guessed where the loss is low. It is a "
-            "simple attack: a stronger one may succeed where this fails."
+            f"Membership inference on the denoising loss: a training {found.kind[:-1]} is guessed where the loss is "
+            f"low. It is a simple attack: a stronger one may succeed where this fails."
         ),
         columns=("quantity", "value", "95 % interval", "method", "for scale"),
         rows=rows,

@@ -6,9 +6,10 @@ Shapes here: N items.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from medisyn import runs
 from medisyn.errors import InputError
 from medisyn.recipes.corpus_images import LabelledImage, labels_of
+from medisyn.recipes.medsyn_corpus import MASKS, VOLUME_SUFFIX
 from medisyn.seeding import seed_for
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from medisyn.evaluation.evaluate import EvaluationResult, FeatureSet
     from medisyn.evaluation.features import Extractor
     from medisyn.evaluation.report import Table
+
+MASK_NAME = re.compile(rf"(.+)[_-](?:{'|'.join(MASKS)})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,16 +98,29 @@ def listed_files(folder: Path, endings: tuple[str, ...]) -> list[str]:
     """The places of the files of `listed`, in its order. InputError where there are none.
 
     Masks that `medisyn generate` writes beside a volume (NAME-lobe.nii.gz where metadata.jsonl names NAME.nii.gz) are
-    left out.
+    left out, and those of a CT corpus: what lies beside ct.nii.gz, and NAME_lobe.nii.gz beside NAME.nii.gz.
     """
     paths = sorted(path for path in folder.rglob("*") if path.name.lower().endswith(endings) and path.is_file())
     named = {str(record.get("file_name")) for record in runs.read_jsonl(folder / "metadata.jsonl")}
     stems = tuple(f"{name.split('.')[0]}-" for name in named)
     places = [path.relative_to(folder).as_posix() for path in paths]
-    kept = [place for place in places if place in named or not place.startswith(stems)]
+    volumes = {VOLUME_SUFFIX.sub("", place) for place in places if VOLUME_SUFFIX.search(place)}
+    kept = [place for place in places if place in named or not (place.startswith(stems) or _is_mask(place, volumes))]
     if not kept:
         raise InputError(f"{folder.name}/ holds no file that ends in {', '.join(endings)}")
     return kept
+
+
+def _is_mask(place: str, volumes: Collection[str]) -> bool:
+    """Whether a file is a mask by its name, as `medsyn_corpus.find_cts` takes it; `volumes` have no endings."""
+    stem = VOLUME_SUFFIX.sub("", place)
+    if stem not in volumes:
+        return False
+    ct = PurePosixPath(stem).with_name("ct").as_posix()
+    if ct in volumes:
+        return stem != ct
+    found = MASK_NAME.fullmatch(stem)
+    return found is not None and found[1] in volumes
 
 
 def files_fingerprint(items: Sequence[LabelledImage]) -> str:

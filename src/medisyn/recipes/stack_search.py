@@ -197,22 +197,24 @@ def stacks_of(kind: str, folder: Path) -> list[LabelledImage]:
     """The volumes or clips of a folder as `medisyn evaluate` reads them, with the stratum of metadata.jsonl."""
     from medisyn.recipes import evaluate_clips, evaluate_volumes
 
-    read = evaluate_volumes.read_hu if kind == "volumes" else evaluate_clips.rgb_frames
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder.name}/ of {kind}")
-    items, records = listed(folder, _endings(kind), read), _records(folder)
+    if kind == "volumes":
+        items = listed(folder, evaluate_volumes.ENDINGS, evaluate_volumes.read_hu)
+    else:
+        items = evaluate_clips.clips_of(folder)
+    records = _records(folder)
     return [replace(item, stratum=stratum_of(records.get(item.key, {}))) for item in items]
 
 
 def stack_files(kind: str, folder: Path) -> list[str]:
     """The files of `stacks_of`, in its order, as their places in the folder."""
-    return listed_files(folder, _endings(kind))
-
-
-def _endings(kind: str) -> tuple[str, ...]:
     from medisyn.recipes import evaluate_clips, evaluate_volumes
 
-    return evaluate_volumes.ENDINGS if kind == "volumes" else evaluate_clips.ENDINGS
+    if kind == "volumes":
+        return listed_files(folder, evaluate_volumes.ENDINGS)
+    chosen = set(evaluate_clips.clip_places(folder))
+    return [place for place in listed_files(folder, evaluate_clips.ENDINGS) if place in chosen]
 
 
 def read_window(text: str) -> tuple[float, float]:
