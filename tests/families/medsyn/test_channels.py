@@ -5,11 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 import build_medsyn as build
 from medisyn.errors import ConfigError, InputError, RangeError
 from medisyn.families.medsyn.channels import (
     channels_from_sample,
+    lobe_labels,
     masks_from_channels,
     stack_known,
     standing_affine,
@@ -45,6 +47,27 @@ def test_there_and_back_keeps_hu_masks_and_place():
         np.testing.assert_array_equal(mask, sample.masks[name])
     middle = volume.affine @ (7.5, 7.5, 7.5, 1)
     np.testing.assert_allclose(middle, (0, 0, 0, 1), atol=1e-9)
+
+
+def test_soft_edges_of_lobes_leave_no_bands_of_other_lobes():
+    """Two lobes side by side, 5 and 4, whose edge to the outside is blurred over 0 to 5."""
+    labels = np.zeros((16, 16, 16), np.uint8)
+    labels[4:12, 4:12, 4:8], labels[4:12, 4:12, 8:12] = 5, 4
+    blurred = ndimage.uniform_filter(labels.astype(np.float32), 3)
+    assert {1, 2, 3} <= set(np.unique(blurred.round()))  # what the nearest label alone would say
+    found = lobe_labels(blurred)
+    assert set(np.unique(found)) == {0, 4, 5}
+    assert (found == labels).mean() > (blurred.round() == labels).mean() + 0.05
+    np.testing.assert_array_equal(found[7, 7], labels[7, 7])
+    assert blurred.round()[7, 7].tolist() == [0, 0, 0, 2, 3, 5, 5, 5, 4, 4, 4, 3, 1, 0, 0, 0]
+
+
+def test_given_lobes_stay_as_they_are_however_thin_and_specks_alone_are_kept():
+    thin = np.zeros((6, 6, 6), np.float32)
+    thin[3] = 2
+    np.testing.assert_array_equal(lobe_labels(thin + 1e-5), thin)
+    checked = np.indices((4, 4, 4)).sum(axis=0) % 2 + 0.1  # nothing is thick enough anywhere
+    np.testing.assert_array_equal(lobe_labels(checked), checked.round())
 
 
 def test_a_grid_that_runs_to_the_front_turns_ct_and_masks_alike_and_turns_them_back():

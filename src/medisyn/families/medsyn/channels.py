@@ -21,6 +21,7 @@ from medisyn.types import HU, Sample, Volume
 MASKS = CHANNELS[1:]
 LPS_DIRECTION = {"L": (0, 1), "R": (0, -1), "P": (1, 1), "A": (1, -1), "S": (2, 1), "I": (2, -1)}  # axis, sign
 OBLIQUE_COSINE = 0.99  # 8 degrees
+GIVEN = 1e-3  # how far from whole numbers lobe labels may lie that were given, not drawn
 
 
 @dataclass(frozen=True)
@@ -146,11 +147,32 @@ def volume_from_channels(channels_CDHW: torch.Tensor, grid: Grid) -> Volume:
 
 
 def masks_from_channels(channels_CDHW: torch.Tensor, grid: Grid) -> dict[str, np.ndarray]:
-    """The three masks, uint8 (D, H, W), in the same axes as `volume_from_channels`: nearest label, threshold 0."""
-    unit = (channels_CDHW.float().clamp(-1, 1) + 1) / 2
-    labels = {name: (unit[number] > 0.5).byte() for number, name in enumerate(CHANNELS) if name in MASKS}
-    labels["lobe"] = (unit[CHANNELS.index("lobe")] * NUM_LOBES).round().byte()
-    return {name: _standing(label_DHW.cpu().numpy(), grid) for name, label_DHW in labels.items()}
+    """The three masks, uint8 (D, H, W), in the same axes as `volume_from_channels`: threshold 0, and `lobe_labels`."""
+    unit = ((channels_CDHW.float().clamp(-1, 1) + 1) / 2).cpu().numpy()
+    labels = {name: (unit[number] > 0.5).astype(np.uint8) for number, name in enumerate(CHANNELS) if name in MASKS}
+    labels["lobe"] = lobe_labels(unit[CHANNELS.index("lobe")] * NUM_LOBES)
+    return {name: _standing(label_DHW, grid) for name, label_DHW in labels.items()}
+
+
+def lobe_labels(values_DHW: np.ndarray) -> np.ndarray:
+    """The nearest label, uint8, without the bands that in-between values leave; given labels stay as they are.
+
+    One channel holds all lobes, so a soft edge from 0 to 5 passes 1 to 4. What is too thin to hold a voxel with all its
+    six neighbours takes the label of the nearest place that is not.
+    """
+    from scipy import ndimage
+
+    labels_DHW = values_DHW.round().astype(np.uint8)
+    if np.abs(values_DHW - labels_DHW).max() < GIVEN:
+        return labels_DHW
+    firm_DHW = np.zeros(labels_DHW.shape, dtype=bool)
+    for label in range(NUM_LOBES + 1):
+        there_DHW = np.pad(labels_DHW == label, 1, mode="edge")  # what reaches the rim goes on beyond it
+        firm_DHW |= ndimage.binary_opening(there_DHW)[1:-1, 1:-1, 1:-1]
+    if not firm_DHW.any():
+        return labels_DHW
+    nearest = ndimage.distance_transform_edt(~firm_DHW, return_distances=False, return_indices=True)
+    return np.asarray(labels_DHW[tuple(nearest)])
 
 
 def _standing(array_DHW: np.ndarray, grid: Grid) -> np.ndarray:
