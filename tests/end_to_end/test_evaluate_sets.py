@@ -67,7 +67,7 @@ def test_clips_against_clips(encoder, tmp_path, capsys):
     assert result["asked"]["kind"] == "clips"
     # the generated clips stand still, which the frame steps say whatever the extractor sees
     assert result["motion"]["generated"]["mean"] == 0.0
-    still, other = (result["motion"][name]["wasserstein"] for name in ("generated", "real, other half"))
+    still, other = (result["motion"][name]["wasserstein"] for name in ("generated", "real, for the baseline"))
     assert still == pytest.approx(result["motion"]["real"]["mean"], rel=1e-9)  # all the mass moves to 0
     assert other < 0.2 * still
     page = (tmp_path / "o" / "report.html").read_text()

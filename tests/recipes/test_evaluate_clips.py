@@ -30,7 +30,7 @@ from medisyn.recipes.evaluate_clips import (
     without_padding,
 )
 from medisyn.recipes.evaluate_folder import kind_of
-from medisyn.recipes.evaluate_sets import SetSettings
+from medisyn.recipes.evaluate_sets import IN_HALVES, IN_SPLITS, SetSettings
 from medisyn.recipes.generate_clips import generate_clips
 from medisyn.types import Clip
 
@@ -144,11 +144,11 @@ def test_padding_is_cut_off_by_hand():
 
 
 def test_clips_of_a_corpus_come_without_their_padding(corpus):
-    items, fingerprint = real_clips(corpus)
-    opened = Corpus(corpus)
-    assert fingerprint == opened.fingerprint
-    assert len(items) == 12
-    for row, item in zip(opened.rows("test"), items, strict=True):
+    real, opened = real_clips(corpus, 0), Corpus(corpus)
+    assert (real.fingerprint, real.parted) == (opened.fingerprint, IN_HALVES)  # there is no training split
+    items = sorted([*real.held_out, *real.other], key=lambda item: item.key)
+    assert (len(real.held_out), len(items)) == (6, 12)
+    for row, item in zip(sorted(opened.rows("test"), key=lambda row: row.key), items, strict=True):
         assert item.read().shape == (9, 16, 16, 3)
         whole = opened.read(row).item.array_CTHW
         np.testing.assert_array_equal(item.read(), whole[:, :, :, 6:22].transpose(1, 2, 3, 0))
@@ -168,6 +168,18 @@ def test_clips_against_a_corpus(corpus, encoder, tmp_path, capsys):
     assert "medical-encoder-frames" in page
 
 
+def test_the_baseline_of_a_corpus_is_of_its_training_split_and_no_larger(corpus, monkeypatch):
+    """So few clips of few patients need not be parted."""
+    rows = Corpus(corpus).rows("test")
+    monkeypatch.setattr(Corpus, "rows", lambda self, split=None: rows[:4] if split == "test" else rows[4:])
+    real = real_clips(corpus, 0)
+    assert [item.key for item in real.held_out] == [row.key for row in rows[:4]]
+    assert len(real.other) == 4
+    assert {item.key for item in real.other} < {row.key for row in rows[4:]}
+    assert real.parted == IN_SPLITS
+    assert real_clips(corpus, 1).other != real.other
+
+
 def test_a_corpus_without_clips(encoder, tmp_path):
     from build_corpus import tiny_corpus
 
@@ -181,4 +193,4 @@ def test_a_corpus_without_clips(encoder, tmp_path):
 def test_a_corpus_without_a_test_split(encoder, corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(Corpus, "rows", lambda self, split=None: [])
     with pytest.raises(InputError, match="the corpus has no clips in the split 'test'"):
-        real_clips(corpus)
+        real_clips(corpus, 0)

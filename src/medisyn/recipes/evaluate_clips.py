@@ -20,6 +20,8 @@ import numpy as np
 from medisyn import runs
 from medisyn.errors import InputError, MedisynError, ReadError
 from medisyn.recipes.evaluate_sets import (
+    IN_HALVES,
+    IN_SPLITS,
     SetEvaluation,
     SetSettings,
     evaluate_sets,
@@ -30,9 +32,11 @@ from medisyn.recipes.evaluate_sets import (
     set_warnings,
     write_set_page,
 )
+from medisyn.seeding import seed_for
 from medisyn.types import UINT8, Clip
 
 if TYPE_CHECKING:
+    from medisyn.corpus.loader import Corpus
     from medisyn.evaluation.report import Table
     from medisyn.recipes.corpus_images import LabelledImage
 
@@ -140,15 +144,39 @@ def without_padding(array_CTHW: np.ndarray, valid_THW: np.ndarray | None) -> np.
     return array_CTHW[(slice(None), *(slice(places[0], places[-1] + 1) for places in real))]
 
 
-def real_clips(against: Path) -> tuple[list[LabelledImage], str]:
-    """The clips of a folder, or of the test split of a corpus, and the digest that stands for them."""
+@dataclass(frozen=True)
+class RealClips:
+    """Real clips to compare with, others of other patients for the baseline, and how they were parted, in words."""
+
+    held_out: list[LabelledImage]
+    other: list[LabelledImage]
+    parted: str
+    fingerprint: str
+
+
+def real_clips(against: Path, seed: int) -> RealClips:
+    """Of a folder its two halves; of a corpus its test split, and for the baseline as many of its training clips.
+
+    A corpus without a training split is parted in halves, too.
+    """
     if not (against / "index.parquet").exists():
         clips = clips_of(against)
-        return clips, files_fingerprint(clips)
+        return RealClips(*halves(clips, seed), IN_HALVES, files_fingerprint(clips))
     from medisyn.corpus.loader import Corpus
-    from medisyn.recipes.corpus_images import LabelledImage
 
     corpus = Corpus(against)
+    held_out, training = _of_split(corpus, SPLIT), _of_split(corpus, "train")
+    if not held_out:
+        raise InputError(f"the corpus has no clips in the split {SPLIT!r}")
+    if not training:
+        return RealClips(*halves(held_out, seed), IN_HALVES, corpus.fingerprint)
+    order = np.random.default_rng(seed_for(seed, "baseline")).permutation(len(training))[: len(held_out)]
+    other = [training[number] for number in sorted(order.tolist())]
+    return RealClips(held_out, other, IN_SPLITS, corpus.fingerprint)
+
+
+def _of_split(corpus: Corpus, split: str) -> list[LabelledImage]:
+    from medisyn.recipes.corpus_images import LabelledImage
 
     def reader(row: Any) -> Callable[[], np.ndarray]:
         def read() -> np.ndarray:
@@ -159,12 +187,10 @@ def real_clips(against: Path) -> tuple[list[LabelledImage], str]:
 
         return read
 
-    rows = corpus.rows(SPLIT)
-    if not rows:
-        raise InputError(f"the corpus has no clips in the split {SPLIT!r}")
     return [
-        LabelledImage(row.key, row.sha256, row.caption, "", "", row.patient or row.key, reader(row)) for row in rows
-    ], corpus.fingerprint
+        LabelledImage(row.key, row.sha256, row.caption, "", "", row.patient or row.key, reader(row))
+        for row in corpus.rows(split)
+    ]
 
 
 def clips_of(folder: Path) -> list[LabelledImage]:
@@ -191,9 +217,8 @@ def evaluate_clips(
 ) -> SetEvaluation:
     """Compare the clips of a folder with real ones (a folder or a corpus); see `evaluate_images` for other arguments.
 
-    The real clips are split into two halves of different patients: one to compare with, one for the baseline.
-    `settings.extractor`: "medical-encoder-frames", whose distances are no FVD, or "i3d" with the TorchScript file as
-    `weights`, whose are.
+    `real_clips` says which of the real ones are compared with, and which are the baseline. `settings.extractor`:
+    "medical-encoder-frames", whose distances are no FVD, or "i3d" with the TorchScript file as `weights`, whose are.
     """
     from medisyn.evaluation.features import load_extractor
     from medisyn.recipes.evaluate_images import user_cache
@@ -202,12 +227,11 @@ def evaluate_clips(
     settings = settings or SetSettings(extractor="medical-encoder-frames")
     synthetic, against = Path(synthetic), Path(against)
     out = synthetic.with_name(f"{synthetic.name}-evaluation") if out is None else out
-    generated, (real, fingerprint) = clips_of(synthetic), real_clips(against)
-    held_out, other = halves(real, settings.seed)
+    generated, real = clips_of(synthetic), real_clips(against, settings.seed)
     extractor = load_extractor(settings.extractor, weights, kind="clips")
-    result = evaluate_sets(generated, (held_out, other), extractor, cache or user_cache(), settings)
-    motion = _motion(generated, held_out, other)
-    warnings = set_warnings(generated, real, result)
+    result = evaluate_sets(generated, (real.held_out, real.other), extractor, cache or user_cache(), settings)
+    motion = _motion(generated, real.held_out, real.other)
+    warnings = set_warnings(generated, [*real.held_out, *real.other], result)
     found = SetEvaluation(
         kind="clips",
         result=result,
@@ -215,13 +239,14 @@ def evaluate_clips(
         settings=settings,
         warnings=warnings,
         page=out / "report.html",
-        corpus=fingerprint,
+        corpus=real.fingerprint,
         model=made_by(synthetic),
     )
     write_set_page(
         out,
         found,
-        counts={"Generated clips": len(generated), "Real clips": len(real)},
+        counts={"Generated clips": len(generated), "Real clips": len(real.held_out) + len(real.other)},
+        parted=real.parted,
         tables=[_motion_table(motion)],
         methods=[_methods(settings.extractor)],
     )
@@ -261,7 +286,7 @@ def _motion(
             "median": float(np.median(found)),
             "wasserstein": float(wasserstein_distance(found, steps[1])),
         }
-        for name, found in zip(("generated", "real", "real, other half"), steps, strict=True)
+        for name, found in zip(("generated", "real", "real, for the baseline"), steps, strict=True)
     }
 
 

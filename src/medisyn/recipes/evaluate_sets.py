@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from medisyn.evaluation.features import Extractor
     from medisyn.evaluation.report import Table
 
+IN_HALVES = "one half of the real ones, and for scale the other half against the same"
+IN_SPLITS = "the corpus's test split, and for scale as many of its training ones against the same"
 MASK_NAME = re.compile(rf"(.+)[_-](?:{'|'.join(MASKS)})")
 
 
@@ -152,14 +154,14 @@ def evaluate_sets(
     cache: Path,
     settings: SetSettings,
 ) -> EvaluationResult:
-    """Every distance of `generated` to the first half of the real items, beside the second half to the first."""
+    """Every distance of `generated` to the first part of the real items, beside the second part to the first."""
     from medisyn.evaluation.evaluate import Settings, evaluate
     from medisyn.evaluation.features.cache import FeatureCache
 
     store = FeatureCache(cache / "features", extractor)
     sets = [
         features_of(part, extractor, store, what, batch_size=4)
-        for part, what in ((generated, "generated"), (real[0], "real"), (real[1], "real, other half"))
+        for part, what in ((generated, "generated"), (real[0], "real"), (real[1], "real, for the baseline"))
     ]
     options = Settings(seed=settings.seed, resamples=settings.resamples, mmd_alpha=settings.mmd_alpha)
     return evaluate(sets[0], sets[1], sets[2], options)
@@ -213,6 +215,7 @@ def write_set_page(
     counts: Mapping[str, int],
     tables: Sequence[Table],
     methods: Sequence[str],
+    parted: str = IN_HALVES,
 ) -> None:
     """Write report.html, result.json, the CSV tables and run.json."""
     from medisyn.evaluation import report
@@ -231,9 +234,8 @@ def write_set_page(
         report.measures_table(found.result),
         title=f"Distances to real {found.kind}",
         text=(
-            f"Generated {found.kind} against one half of the real ones, and for scale the other half against the same, "
-            f"at the same n; no patient is in both halves. Extractor {first.extractor}, preprocessing "
-            f"{first.preprocessing}, {first.dim} features."
+            f"Generated {found.kind} against {parted}, at the same n; no patient is in both. Extractor "
+            f"{first.extractor}, preprocessing {first.preprocessing}, {first.dim} features."
         ),
     )
     page = report.Page(
