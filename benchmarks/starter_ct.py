@@ -303,7 +303,7 @@ def speed(bench: Bench) -> dict[str, Any]:
     opened = open_model(bench.model, device=device, dtype=fast_dtype(device) if bench.dtype == "auto" else bench.dtype)
     seconds = []
     for seed in range(4):
-        request = opened.resolve(Request(key="speed", prompt=PAIRS["effusion"][1], seed=seed))
+        request = opened.resolve(Request(key="speed", prompt=PAIRS["effusion"].absent, seed=seed))
         start = time.perf_counter()
         opened.family.decode(opened.family.sample([request]))
         seconds.append(time.perf_counter() - start)

@@ -100,6 +100,9 @@ def test_one_stage_of_a_random_model_is_kept_and_put_into_the_table(figures, tmp
     stamp = (tmp_path / "out" / "segmentation.json").stat().st_mtime_ns
     figures.main([*arguments, "--count", "2", "--only", "segmentation", "--dtype", "float32"])
     assert (tmp_path / "out" / "segmentation.json").stat().st_mtime_ns == stamp
+    figures.main([*arguments, "--only", "speed", "--dtype", "float32"])
+    found = json.loads((tmp_path / "out" / "figures.json").read_text())
+    assert 0 < found["stages"]["speed"]["median_s"] <= found["stages"]["speed"]["worst_s"] < 60
     with pytest.raises(SystemExit):
         figures.main([*arguments, "--only", "lobe"])
     assert "--only 'lobe' is unknown" in capsys.readouterr().err
