@@ -68,6 +68,13 @@ def test_a_rank_that_fails_alone_is_shown(capfd):
     assert "rank one has a problem" in capfd.readouterr().err
 
 
+def test_the_last_words_of_a_rank_that_aborts_are_shown(capfd):
+    code = "import os, sys\nif os.environ['RANK'] == '1':\n    print('lost a friend', file=sys.stderr)\n    os.abort()"
+    with pytest.raises(WorkerError, match="killed, often for lack of memory"):
+        launch([sys.executable, "-c", code], 2)
+    assert "lost a friend" in capfd.readouterr().err
+
+
 def test_a_rank_that_is_killed_ends_the_others(monkeypatch):
     monkeypatch.setattr("medisyn.training.launch.SECONDS_TO_FOLLOW", 0.5)
     code = (

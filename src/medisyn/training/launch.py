@@ -81,8 +81,8 @@ class StopSignals:
 def launch(command: Sequence[str], processes: int) -> int:
     """Run `command` as `processes` ranks on this machine and return rank 0's exit code.
 
-    Rank 0 has the terminal; what the others print is shown only when one of them fails by itself. Signals to this
-    process are handed on. Raises WorkerError when a rank is killed or fails where rank 0 did not.
+    Rank 0 has the terminal; what the others print is shown only when one of them is killed or fails by itself. Signals
+    to this process are handed on. Raises WorkerError when a rank is killed or fails where rank 0 did not.
     """
     if processes < 1:
         raise ConfigError(f"processes must be at least 1, got {processes}")
@@ -150,7 +150,7 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]], signals: StopSignals) -> lis
 def _verdict(codes: Sequence[int], logs: Sequence[IO[bytes]]) -> int:
     killed = [rank for rank, code in enumerate(codes) if code < 0]
     alone = [rank for rank, code in enumerate(codes) if code > 0 and codes[0] == 0]
-    for rank in alone:
+    for rank in [rank for rank in (*killed, *alone) if rank > 0]:
         logs[rank - 1].seek(0)
         sys.stderr.write(logs[rank - 1].read()[-2000:].decode(errors="replace"))
     if killed or alone:
