@@ -115,8 +115,10 @@ import sys, torch
 torch.set_num_threads(1)
 from pathlib import Path
 from medisyn.recipes import get_preset, with_overrides
+from medisyn.training.launch import leave_together
 preset = with_overrides(get_preset("medisyn-v1-video-tiny"), ["network.dropout=0"])
 preset.run(Path(sys.argv[1]), Path(sys.argv[2]), print)
+leave_together()
 """
 
 

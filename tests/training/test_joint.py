@@ -19,7 +19,9 @@ torch.set_num_threads(1)
 from pathlib import Path
 from training.test_joint import joint
 from build_training import LinearFamily, run
+from medisyn.training.launch import leave_together
 run(Path(sys.argv[1]), family=LinearFamily(), rows=joint(), num_steps=int(sys.argv[2]))
+leave_together()
 """
 
 

@@ -19,6 +19,7 @@ import os, signal, sys, torch
 torch.set_num_threads(1)
 from pathlib import Path
 from build_training import LinearFamily, run
+from medisyn.training.launch import leave_together
 rank, stop = os.environ["RANK"], sys.argv[2] == "stop"
 # 2 rows per rank and step in one pass; call 1 is the memory estimate's, so call 5 is step 4
 family = LinearFamily(on_loss=lambda call: stop and rank == "1" and call == 5 and os.kill(os.getpid(), signal.SIGTERM))
@@ -28,6 +29,7 @@ def judge(step):
     return {"score": 1.0 + int(rank)}
 report = run(out, family=family, judge=judge)
 print("rank", rank, "done", report.steps_done)
+leave_together()
 """
 
 
@@ -136,18 +138,27 @@ def test_place_among_the_ranks(monkeypatch):
 
 
 LEAVING = """
-import sys, time
+import atexit, sys, time
 from pathlib import Path
 from medisyn.training.launch import accelerator_for, leave_together
-rank = accelerator_for("fp32").process_index
+leave_together()  # nobody to leave yet
+out, rank = Path(sys.argv[1]), accelerator_for("fp32").process_index
 time.sleep(rank)
-Path(sys.argv[1], f"{rank}-ready").write_text("")
-leave_together()
-assert Path(sys.argv[1], "1-ready").exists()
-leave_together()
+(out / f"{rank}-ready").write_text("")
+atexit.register(lambda: (out / f"{rank}-left").write_text(str((out / "1-ready").exists())))
+print("unflushed", end="")
+leave_together(5)
+print("and not a word more")
 """
 
 
-def test_ranks_leave_together(tmp_path):
-    """The main rank is done a second before the other, and waits for it."""
-    assert launch([sys.executable, "-c", LEAVING, str(tmp_path)], 2) == 0
+def test_ranks_leave_together(tmp_path, capfd):
+    """The main rank is done a second before the other, and waits for it; neither gets to the interpreter's shutdown."""
+    with pytest.raises(WorkerError, match="1 of 2 died"):
+        launch([sys.executable, "-c", LEAVING.replace("(5)", "(5 * rank)"), str(tmp_path)], 2)
+    assert launch([sys.executable, "-c", LEAVING, str(tmp_path)], 2) == 5
+    assert [(tmp_path / f"{rank}-left").read_text() for rank in range(2)] == ["True", "True"]
+    printed = capfd.readouterr()
+    assert printed.out == "unflushedunflushed"
+    assert "unflushed" in printed.err
+    assert "not a word more" not in printed.out + printed.err

@@ -42,7 +42,10 @@ def train(
         medisyn train medisyn-v2-lora --corpus corpus/ --out runs/b --set learning_rate=5e-5 --dry-run
         medisyn train textual-inversion --token "<prostate-mri>" --corpus corpus/ --out runs/c
     """
+    import json as json_format
+
     from medisyn.recipes.train_preset import preset_for, train_preset
+    from medisyn.training.launch import leave_together
 
     assignments = [*(assignments or ())]
     if base is not None:
@@ -59,13 +62,9 @@ def train(
     report = train_preset(
         preset, corpus, out, assignments=assignments, num_steps=steps, processes=processes, announce=announce
     )
-    if os.environ.get("RANK", "0") != "0":  # torchrun or accelerate started several of us: one speaks
-        return
-    if json:
-        import json as json_format
-
-        typer.echo(json_format.dumps(report.as_dict(), indent=2, default=str))
-    else:
-        typer.echo(report.summary())
-    if report.as_dict().get("interrupted"):
-        raise typer.Exit(130)
+    values, is_main = report.as_dict(), os.environ.get("RANK", "0") == "0"
+    if is_main:  # torchrun or accelerate may have started several of us: one speaks
+        typer.echo(json_format.dumps(values, indent=2, default=str) if json else report.summary())
+    code = 130 if is_main and values.get("interrupted") else 0
+    leave_together(code)
+    raise typer.Exit(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import os
@@ -94,17 +95,24 @@ def launch(command: Sequence[str], processes: int) -> int:
         return _verdict(codes, logs)
 
 
-def leave_together() -> None:
-    """The end of a rank: wait for the others, and close the connection to them.
+def leave_together(code: int = 0) -> None:
+    """End this process as one of several ranks, with exit code `code`. Of one process alone it does nothing.
 
-    A rank that ends while others still hold their connection to it makes these abort, after work that was done.
+    A rank waits for the others first: one that ends while others still hold their connection to it makes these abort.
+    Then it ends without the interpreter's own shutdown, in which a thread of torch's process group that still drops a
+    tensor aborts the process now and then (pytorch issue 190489). Exit handlers have run and output is flushed.
     """
     from torch import distributed
 
-    if distributed.is_available() and distributed.is_initialized():
-        with contextlib.suppress(RuntimeError):  # another rank failed and is gone; the launcher tells of it
-            distributed.barrier()
-        distributed.destroy_process_group()
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    with contextlib.suppress(RuntimeError):  # another rank failed and is gone; the launcher tells of it
+        distributed.barrier()
+    distributed.destroy_process_group()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
 
 
 def _start(command: Sequence[str], processes: int, logs: Sequence[IO[bytes]]) -> list[subprocess.Popen[bytes]]:
