@@ -195,6 +195,9 @@ def test_models_that_do_not_belong_together(corpus, base, tmp_path):
     other = dataclasses.replace(TINY["superres"], grid=dataclasses.replace(build.GRID, axes="SAL"), base=str(base))
     with pytest.raises(ConfigError, match=r"base: its grid has axes SPL, this run refines SAL"):
         train(other, corpus, tmp_path / "run")
+    bent = dataclasses.replace(other, grid=dataclasses.replace(build.GRID, hu_knots=(-1024.0, 0.0, 600.0)))
+    with pytest.raises(ConfigError, match=r"base: its grid has hu_knots \(-1024.0, 600.0\), this run refines"):
+        train(bent, corpus, tmp_path / "run")
     with pytest.raises(ModelError, match=r"is no super-resolution model: superres.json is missing"):
         join_medsyn(base, base, tmp_path / "joined")
 

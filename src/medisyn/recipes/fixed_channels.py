@@ -24,7 +24,7 @@ import torch
 
 from medisyn.errors import InputError, closest
 from medisyn.families.medsyn.cascade import MedSyn
-from medisyn.families.medsyn.channels import channels_from_sample, scale_channel
+from medisyn.families.medsyn.channels import channels_from_sample, scale_mask
 from medisyn.generation.grammar import terms_for_request
 from medisyn.generation.prompts import SAFE_KEY, Defaults
 from medisyn.recipes.medsyn_corpus import MASKS, TABLE_SUFFIXES, VOLUME_SUFFIX
@@ -216,7 +216,7 @@ def _read(anatomy: Anatomy) -> tuple[Volume, dict[str, np.ndarray]]:
                 f"{anatomy.key}: mask {name!r} ({_grid(item)}) lies on another grid than mask {next(iter(masks))!r} "
                 f"({_grid(blank)}). Resample one of them onto the other"
             ) from None
-        scale_channel(name, np.unique(mask), anatomy.key)  # refuses labels that the channel cannot mean
+        scale_mask(name, np.unique(mask), anatomy.key)  # refuses labels that the channel cannot mean
         if not mask.any():
             raise InputError(
                 f"{anatomy.key}: mask {name!r} is empty. Fixed, it would forbid the model any {name}; leave it out "

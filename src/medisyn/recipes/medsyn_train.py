@@ -195,12 +195,12 @@ class MedSynSuperResolutionRun:
         from medisyn.families.medsyn.folders import FOLDER
 
         if self.base:
-            theirs = FOLDER.read_settings(model_folder(Path(self.base)))["grid"]
-            ours = json.loads(json.dumps(dataclasses.asdict(self.grid)))
-            for name in ("shape", "spacing_mm", "axes"):
-                if theirs[name] != ours[name]:
+            theirs = _tupled(Grid, FOLDER.read_settings(model_folder(Path(self.base)))["grid"])
+            for name in ("shape", "spacing_mm", "axes", "hu_knots"):
+                have, wanted = getattr(theirs, name), getattr(self.grid, name)
+                if have != wanted:
                     raise ConfigError(
-                        f"base: its grid has {name} {theirs[name]}, this run refines {ours[name]}: they do not belong "
+                        f"base: its grid has {name} {have}, this run refines {wanted}: they do not belong "
                         f"together. Train both on one grid."
                     )
 

@@ -90,6 +90,9 @@ def test_parts_that_do_not_belong_together_are_refused(tmp_path):
         MedSyn(build.base(), other)
     with pytest.raises(ModelError, match="NaN or infinite"):
         cascade().decode(torch.full((1, 4, 16, 16, 16), torch.inf))
+    bent = MedSynSuperResolution(build.superres().unet, replace(build.GRID, hu_knots=(-1024, 0, 600)), build.SUPERRES)
+    with pytest.raises(ModelError, match="scale HU differently"):
+        MedSyn(build.base(), bent)
 
 
 def test_folders_that_are_not_ours_or_not_whole_are_refused(tmp_path):

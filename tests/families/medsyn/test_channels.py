@@ -49,6 +49,22 @@ def test_there_and_back_keeps_hu_masks_and_place():
     np.testing.assert_allclose(middle, (0, 0, 0, 1), atol=1e-9)
 
 
+def test_hu_run_in_straight_lines_between_the_knots():
+    """Five knots lie at -1, -0.5, 0, 0.5 and 1; 20 of 50 HU beyond the third are a fifth of a unit."""
+    bent = replace(FINE, hu_knots=(-1024.0, -700.0, 0.0, 50.0, 600.0))
+    hu = np.full((16, 16, 16), -1000.0, np.float32)
+    hu[0, 0, :7] = [-1024, -862, -700, 0, 20, 325, 2000]
+    volume = Volume(hu[None], build.chest().item.affine, HU)
+    channels = channels_from_sample(replace(build.chest(), item=volume), bent)
+    wanted = [-1, -0.75, -0.5, 0, 0.2, 0.75, 1]
+    np.testing.assert_allclose(channels[0, 0, 0, :7].numpy(), wanted, atol=1e-6)
+    back = volume_from_channels(channels, bent).array_CDHW[0, 0, 0, :7]
+    np.testing.assert_allclose(back, [-1024, -862, -700, 0, 20, 325, 600], atol=1e-3)
+    for knots in ((0.0,), (-1024.0, -1024.0, 600.0), (600.0, -1024.0)):
+        with pytest.raises(ConfigError, match="hu_knots must be two or more HU that grow"):
+            Grid(hu_knots=knots)
+
+
 def test_soft_edges_of_lobes_leave_no_bands_of_other_lobes():
     """Two lobes side by side, 5 and 4, whose edge to the outside is blurred over 0 to 5."""
     labels = np.zeros((16, 16, 16), np.uint8)

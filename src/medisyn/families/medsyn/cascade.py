@@ -37,6 +37,10 @@ class MedSyn:
                 f"the base model makes {base.grid.shape} voxels, the super-resolution model refines "
                 f"{superres.base_grid.shape}: they do not belong together"
             )
+        if superres is not None and superres.base_grid.hu_knots != base.grid.hu_knots:
+            raise ModelError(
+                "the base model and the super-resolution model scale HU differently: train both on one grid"
+            )
         self.base, self.superres = base, superres
         self.grid = superres.grid if superres is not None else base.grid
 

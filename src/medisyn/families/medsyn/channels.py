@@ -1,8 +1,8 @@
 """CT and masks as the four channels the networks work on, and back to HU, labels and millimetres.
 
 Shapes here: C channels (CT, lobe, airway, vessel), D, H, W of the model's grid.
-Every channel lies in [-1, 1]: CT is HU [-1024, 600] scaled, lobe is label / 5 (0 outside, 1 left upper, 2 left lower,
-3 right upper, 4 right middle, 5 right lower) scaled, airway and vessel are -1 outside and 1 inside.
+Every channel lies in [-1, 1]: CT is HU scaled by the grid's knots, lobe is label / 5 (0 outside, 1 left upper, 2 left
+lower, 3 right upper, 4 right middle, 5 right lower) scaled, airway and vessel are -1 outside and 1 inside.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from medisyn.errors import InputError, RangeError
-from medisyn.families.medsyn.config import CHANNELS, HU_WINDOW, NUM_LOBES, Grid
+from medisyn.families.medsyn.config import CHANNELS, NUM_LOBES, Grid
 from medisyn.intensity import guard_hu
 from medisyn.types import HU, Sample, Volume
 
@@ -67,16 +67,18 @@ def channels_from_sample(sample: Sample, grid: Grid, names: tuple[str, ...] = CH
     for name in names:
         array_DHW = volume.array_CDHW[0] if name == "ct" else _mask(sample, name)
         picked = turn.apply(array_DHW)[::step, ::step, ::step]
-        channels.append(scale_channel(name, picked, sample.key))
+        channels.append(scale_hu(picked, grid) if name == "ct" else scale_mask(name, picked, sample.key))
     return torch.from_numpy(np.stack(channels))
 
 
-def scale_channel(name: str, array_DHW: np.ndarray, key: str) -> np.ndarray:
-    """HU or labels as [-1, 1], float32. Raises RangeError for numbers that the channel cannot mean."""
-    if name == "ct":
-        guard_hu(array_DHW)
-        low, high = HU_WINDOW
-        return (np.clip(array_DHW.astype(np.float32), low, high) - low) / (high - low) * 2 - 1
+def scale_hu(hu_DHW: np.ndarray, grid: Grid) -> np.ndarray:
+    """HU as [-1, 1], float32. Raises RangeError for numbers that cannot be HU."""
+    guard_hu(hu_DHW)
+    return np.interp(hu_DHW, grid.hu_knots, _levels(grid)).astype(np.float32)
+
+
+def scale_mask(name: str, array_DHW: np.ndarray, key: str) -> np.ndarray:
+    """Labels as [-1, 1], float32. Raises RangeError for numbers that the mask cannot hold."""
     highest = NUM_LOBES if name == "lobe" else 1
     labels = np.unique(array_DHW)
     if not np.isin(labels, np.arange(highest + 1)).all():
@@ -141,9 +143,13 @@ def _step(volume: Volume, turn: Turn, grid: Grid, key: str) -> int:
 
 def volume_from_channels(channels_CDHW: torch.Tensor, grid: Grid) -> Volume:
     """The CT channel as HU, float32 (1, D, H, W), along SPL, with its centre at the origin of the patient's axes."""
-    low, high = HU_WINDOW
-    ct_DHW = (channels_CDHW[0].float().clamp(-1, 1) + 1) / 2 * (high - low) + low
-    return Volume(_standing(ct_DHW.cpu().numpy(), grid)[None], standing_affine(grid), HU)
+    ct_DHW = np.interp(channels_CDHW[0].float().cpu().numpy(), _levels(grid), grid.hu_knots).astype(np.float32)
+    return Volume(_standing(ct_DHW, grid)[None], standing_affine(grid), HU)
+
+
+def _levels(grid: Grid) -> np.ndarray:
+    """The channel's values at the grid's knots."""
+    return np.linspace(-1, 1, len(grid.hu_knots))
 
 
 def masks_from_channels(channels_CDHW: torch.Tensor, grid: Grid) -> dict[str, np.ndarray]:

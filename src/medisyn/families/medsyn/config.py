@@ -6,6 +6,7 @@ D, H, W are depth, height and width of a grid, in the axes that `Grid.axes` name
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from medisyn.diffusion.clean_solvers import check_clean_solver
 from medisyn.errors import ConfigError
@@ -65,15 +66,19 @@ SUPERRES_TINY = UNetConfig(width=8, multipliers=(1, 2), heads=2, head_width=4, n
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """The voxels of the base model: how many, how large, and which way they run.
+    """The voxels of the base model: how many, how large, which way they run, and how their HU become [-1, 1].
 
-    `axes` names the direction in which d, h and w grow: S or I, A or P, L or R, each once in that order.
+    axes      the direction in which d, h and w grow: S or I, A or P, L or R, each once in that order
+    hu_knots  HU at evenly spaced values from -1 to 1, straight lines between them; HU beyond the ends are clipped. Two
+              knots are MedSyn's scale. A small network sees what differs by few HU, such as fluid beside muscle, where
+              the knots lie close.
     """
 
     shape: tuple[int, int, int] = (64, 64, 64)
     spacing_mm: tuple[float, float, float] = (4.5625, 4.9375, 4.9375)  # MedSyn's atlas, 292 x 316 x 316 mm, over 64
     axes: str = "SPL"
     spacing_tolerance: float = 0.1  # how far a volume's spacing may lie from the model's, as a share
+    hu_knots: tuple[float, ...] = HU_WINDOW
 
     def __post_init__(self) -> None:
         if len(self.axes) != 3 or any(a not in pair for a, pair in zip(self.axes, ("SI", "AP", "LR"), strict=True)):
@@ -83,6 +88,8 @@ class Grid:
                 f"a grid needs a shape and spacing above 0 and a tolerance of 0 or more, got {self.shape}, "
                 f"{self.spacing_mm} mm and {self.spacing_tolerance}"
             )
+        if len(self.hu_knots) < 2 or any(low >= high for low, high in pairwise(self.hu_knots)):
+            raise ConfigError(f"hu_knots must be two or more HU that grow, got {self.hu_knots}")
 
     def finer(self, factor: int) -> Grid:
         """The same field of view with `factor` times as many voxels along each axis."""
