@@ -207,19 +207,18 @@ def judge(bench: Bench) -> dict[str, Any]:
             [part for label in (ILL, WELL) for one in bench.real(split, label) for part in turn(one)]
             for split in ("train", "test")
         )
-        record = {"trained_on": Corpus(bench.corpus).fingerprint}
-        found[name] = train_judge(
-            train, held_out, bench.out / "judges" / name, steps=200, seed=bench.seed + 1, record=record
-        )
+        folder, record = bench.out / "judges" / name, {"trained_on": Corpus(bench.corpus).fingerprint}
+        found[name] = train_judge(train, held_out, folder, steps=200, seed=bench.seed + 1, record=record)
     return found
 
 
 def _fields(image: LabelledImage) -> list[LabelledImage]:
     """Both fields, each with the label of the whole picture: pneumonia of one side mislabels the other."""
-    return [
-        replace(image, read=lambda place=place: crop(image.read(), place), key=f"{image.key}/{side}")
-        for side, place in REGION.items()
-    ]
+
+    def field(side: str, place: tuple[int, int, int, int]) -> LabelledImage:
+        return replace(image, read=lambda: crop(image.read(), place), key=f"{image.key}/{side}")
+
+    return [field(side, place) for side, place in REGION.items()]
 
 
 def crop(pixels_HWC: np.ndarray, place: tuple[int, int, int, int]) -> np.ndarray:

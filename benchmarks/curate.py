@@ -24,7 +24,7 @@ from PIL import Image
 
 from medisyn.corpus.curate import curate
 from medisyn.corpus.parts import PNG_OPTIONS
-from medisyn.corpus.source import parse_source
+from medisyn.corpus.source import Source, parse_source
 from medisyn.runs import environment
 
 COPIES = 4
@@ -35,7 +35,7 @@ def draw_pictures(folder: Path, count: int) -> None:
     folder.mkdir(parents=True)
     for number in range(count):
         rng = np.random.default_rng(number)
-        shapes = Image.fromarray(rng.integers(60, 230, (24, 32, 3), dtype=np.uint8)).resize((1024, 768), Image.BICUBIC)
+        shapes = Image.fromarray(rng.integers(60, 230, (24, 32, 3), dtype=np.uint8)).resize((1024, 768))
         grain = np.asarray(shapes, dtype=np.float32) + rng.normal(0, 4, (768, 1024, 3))
         Image.fromarray(np.clip(grain, 0, 255).astype(np.uint8)).save(folder / f"{number:05d}.jpg", quality=90)
 
@@ -46,12 +46,12 @@ def pillow_loop(files: list[Path], out: Path, size: int, **png: int) -> None:
         with Image.open(file) as image:
             factor = size / min(image.size)
             width, height = (max(1, round(side * factor)) for side in image.size)
-            scaled = image.resize((width, height), Image.LANCZOS)
+            scaled = image.resize((width, height), Image.Resampling.LANCZOS)
         left, top = (width - size) // 2, (height - size) // 2
-        scaled.crop((left, top, left + size, top + size)).save(out / f"{number:05d}.png", **png)
+        scaled.crop((left, top, left + size, top + size)).save(out / f"{number:05d}.png", "PNG", **png)
 
 
-def describe(folder: Path, pattern: str) -> object:
+def describe(folder: Path, pattern: str) -> Source:
     return parse_source(
         {
             "name": "bench",

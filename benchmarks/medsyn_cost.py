@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -155,7 +155,7 @@ def step_of(network: nn.Module, size: int, device: str) -> Callable[[], int]:
 def compare(size: int, width: int, rounds: int, device: str) -> dict[str, Any]:
     """Both networks in turn, `rounds` times after one step to warm up."""
     config = UNetConfig(width=width, text_width=TEXT_WIDTH, text_tokens=TEXT_TOKENS, middle_blocks=4)
-    ours = build_unet(config)
+    ours = cast(nn.Module, build_unet(config))
     networks: dict[str, nn.Module] = {"medsyn": ours, "rival": rival_of(weights(ours))}
     steps = {name: step_of(network.to(device), size, device) for name, network in networks.items()}
     kept, peaks = {name: step() for name, step in steps.items()}, {}
@@ -197,7 +197,7 @@ def tiles(side: int, depths: tuple[int, ...]) -> dict[str, Any]:
     """Peak memory and time of single tiles of the paper's super-resolution network, and the 256-deep tile projected."""
     network = build_unet(SUPERRES_PAPER).to(torch.bfloat16).eval()
     caller: Any = network
-    rows = []
+    rows: list[dict[str, Any]] = []
     for depth in depths:
         tile = torch.zeros(1, 4, depth, side, side, dtype=torch.bfloat16)
 

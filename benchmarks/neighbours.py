@@ -48,7 +48,7 @@ def search_alone(path: Path, queries: Path, k: int) -> None:
     ours(path, np.load(queries), k)
     seconds = time.perf_counter() - started
     status = Path("/proc/self/status").read_text()  # getrusage would count what the parent held when it started us
-    print(seconds, 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1)))
+    print(seconds, 1024 * int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]))
 
 
 def compare(training: int, num_queries: int, dim: int, k: int, rounds: int, folder: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import csv
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,10 +93,9 @@ def main() -> None:
         cache=options.out / "cache",
         out=options.out / "report",
     )
-    figures = {
-        "command": f"python benchmarks/starter_image.py --corpus {corpus.fingerprint} "
-        f"--model {Path(options.model).name} "
-        f"--count {options.count} --seed {options.seed} --guidance {options.guidance}",
+    figures: dict[str, Any] = {
+        "command": f"python benchmarks/starter_image.py --corpus {corpus.fingerprint} --model "
+        f"{Path(options.model).name} --count {options.count} --seed {options.seed} --guidance {options.guidance}",
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "environment": environment(),
         "threads": torch.get_num_threads(),

@@ -22,15 +22,15 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from diffusers import DDPMScheduler
 from diffusers.optimization import get_scheduler
-from torch.utils.data import DataLoader
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from medisyn import runs
@@ -104,7 +104,7 @@ class Clocked:
 
     def __init__(self, store: Any, batch_size: int) -> None:
         self.store, self.keys, self.batch_size = store, store.keys, batch_size
-        self.asked, self.marks = 0, []
+        self.asked, self.marks = 0, list[np.ndarray]()
 
     def __len__(self) -> int:
         return len(self.store)
@@ -186,12 +186,12 @@ def script(network: NetworkConfig, samples: list[Sample], batch_size: int, *, ca
     model = make_model(network)
     AcceleratorState._reset_state()
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
-    unet = model.networks.unet
-    unet.train()
+    unet = model.networks.unet.train()
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-5, weight_decay=1e-2)
     scheduler = get_scheduler("constant", optimizer=optimizer)
     noise_scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
-    loader = DataLoader(script_rows(model, samples, cached=cached), shuffle=True, batch_size=batch_size, drop_last=True)
+    rows = cast(Dataset[dict[str, torch.Tensor]], script_rows(model, samples, cached=cached))  # a list serves as one
+    loader = DataLoader(rows, shuffle=True, batch_size=batch_size, drop_last=True)
     unet, optimizer, loader, scheduler = accelerator.prepare(unet, optimizer, loader, scheduler)
     batches = endless(loader)
 

@@ -107,7 +107,7 @@ class Rows:
 def read_samples(corpus: Corpus, splits: Sequence[str], limit: int) -> list[Sample]:
     """Samples of the splits at 64 pixels, of each image type at most `limit`, drawn with a seed."""
     rows = [row for split in splits for row in corpus.rows(split)]
-    order, taken, chosen = np.random.default_rng(0).permutation(len(rows)), Counter(), []
+    order, taken, chosen = np.random.default_rng(0).permutation(len(rows)), Counter[str](), []
     for number in order.tolist():
         taken[rows[number].image_type] += 1
         if taken[rows[number].image_type] <= limit:
@@ -286,7 +286,7 @@ def throughput(family: Wuerstchen, samples: Sequence[Sample], rows: Rows, rounds
     family.trainable()
     parameters = list(family.networks.prior.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=0.0)
-    rng, seconds = np.random.default_rng(0), {"precomputed": [], "in loop": []}
+    rng, seconds = np.random.default_rng(0), {name: list[float]() for name in ("precomputed", "in loop")}
 
     def step(encoded: Any) -> None:
         family.loss(encoded, [generator_for(0, str(slot)) for slot in range(BATCH)]).mean().backward()
@@ -297,7 +297,7 @@ def throughput(family: Wuerstchen, samples: Sequence[Sample], rows: Rows, rounds
         for name, spent in seconds.items():
             start = time.process_time()
             for _ in range(steps):
-                chosen = rng.choice(len(rows), BATCH)
+                chosen = rng.choice(len(rows), BATCH).tolist()
                 step(rows.batch(chosen) if name == "precomputed" else family.encode([samples[n] for n in chosen]))
             spent.append((time.process_time() - start) / steps)
     ratios = [b / a for a, b in zip(*(spent[1:] for spent in seconds.values()), strict=True)]  # the first warms up

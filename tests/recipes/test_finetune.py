@@ -10,10 +10,10 @@ import build_training
 from medisyn.corpus.loader import Corpus
 from medisyn.errors import ConfigError, CorpusError, InputError, ModelError
 from medisyn.evaluation.frechet import frechet_distance
-from medisyn.recipes import finetune
-from medisyn.recipes.finetune import caption_digest, encoder_digest, picture_digest, size_note
+from medisyn.recipes.finetune import _read_index, caption_digest, encoder_digest, picture_digest
 from medisyn.recipes.medisyn_v2 import MEDISYN_V2_TINY, SD_FINETUNE_TINY
 from medisyn.recipes.selection import CheckpointJudge, JudgeConfig
+from medisyn.recipes.stable_diffusion import size_note
 
 
 def silent(line: str) -> None:
@@ -92,7 +92,7 @@ def test_a_model_trained_at_another_size_is_judged_and_exported_at_that_size(tmp
     base = build.tiny_folder(tmp_path / "base")  # makes 32 pixels; the corpus holds 64
     run = dataclasses.replace(SD_FINETUNE_TINY, base=str(base), network=None)
     opened = Corpus(corpus)
-    family = run._family(tmp_path, opened)
+    family = run.family(tmp_path, opened)
     run._check_size(family, opened, silent)
     [request] = run._preview_requests(opened)[:1]
     assert family.decode(family.sample([request]))[0].array_CHW.shape == (3, 64, 64)
@@ -112,8 +112,8 @@ def test_a_caption_is_stored_once_and_read_back_as_encode_gives_it(tmp_path):
     """30 samples of 12 captions, of which 18 train: each row, joined from the two stores, is `encode`'s bit for bit."""
     folder = build_corpus.tiny_corpus(tmp_path / "corpus", size=64)
     opened = Corpus(folder)
-    family = MEDISYN_V2_TINY._family(tmp_path, opened)
-    store = MEDISYN_V2_TINY._store(family, folder, tmp_path, opened, processes=1)
+    family = MEDISYN_V2_TINY.family(tmp_path, opened)
+    store = MEDISYN_V2_TINY.store(family, folder, tmp_path, opened, processes=1)
     rows = opened.rows("train")
     assert (len(store), len(rows), len(store.shared)) == (18, 18, len({row.caption for row in rows}))
     assert len(store.shared) < 18
@@ -131,13 +131,13 @@ def test_a_caption_is_stored_once_and_read_back_as_encode_gives_it(tmp_path):
 def test_sizes_that_the_corpus_tells_are_counted_and_give_other_rows(tmp_path, monkeypatch):
     folder = build_corpus.tiny_corpus(tmp_path / "corpus", size=64)
     opened = Corpus(folder)
-    family = MEDISYN_V2_TINY._family(tmp_path, opened)
-    MEDISYN_V2_TINY._store(family, folder, tmp_path, opened, processes=1)
+    family = MEDISYN_V2_TINY.family(tmp_path, opened)
+    MEDISYN_V2_TINY.store(family, folder, tmp_path, opened, processes=1)
     rows = Corpus.rows
     facts = {"original_height": 600, "original_width": 400, "crop_top": 0, "crop_left": 100}
     monkeypatch.setattr(Corpus, "rows", lambda *asked: [dataclasses.replace(row, **facts) for row in rows(*asked)])
-    finetune._read_index.cache_clear()
-    store = MEDISYN_V2_TINY._store(family, folder, tmp_path, opened, processes=1)
+    _read_index.cache_clear()
+    store = MEDISYN_V2_TINY.store(family, folder, tmp_path, opened, processes=1)
     assert store[0]["time_ids"].tolist() == [600, 400, 0, 100, 64, 64]
     assert size_note(store.own).startswith("size conditioning: 18 of 18 samples")
     assert len(list((tmp_path / "encoded").iterdir())) == 3  # pictures twice, captions once
@@ -158,7 +158,7 @@ def test_balanced_weights_by_hand(corpus):
 
 def test_the_base_is_built_once_and_deterministic(tmp_path, corpus):
     opened = Corpus(corpus)
-    families = [SD_FINETUNE_TINY._family(tmp_path / name, opened) for name in ("a", "a", "b")]
+    families = [SD_FINETUNE_TINY.family(tmp_path / name, opened) for name in ("a", "a", "b")]
     digests = {encoder_digest(family) for family in families}
     assert len(digests) == 1
     weights = [next(family.networks.unet.parameters()) for family in families]
@@ -199,7 +199,7 @@ def test_another_autoencoder_takes_the_place_of_the_base_model_s(tmp_path, corpu
     other = build.tiny_model(seed=5)
     other.networks.vae.save_pretrained(tmp_path / "vae")
     run = dataclasses.replace(SD_FINETUNE_TINY, base=str(folder), network=None, vae=str(tmp_path / "vae"))
-    family = run._family(tmp_path, Corpus(corpus))
+    family = run.family(tmp_path, Corpus(corpus))
     assert torch.equal(next(family.networks.vae.parameters()), next(other.networks.vae.parameters()))
     assert not torch.equal(next(build.tiny_model().networks.vae.parameters()), next(family.networks.vae.parameters()))
 
@@ -207,7 +207,7 @@ def test_another_autoencoder_takes_the_place_of_the_base_model_s(tmp_path, corpu
 def test_models_that_are_not_there(tmp_path, corpus):
     missing = dataclasses.replace(SD_FINETUNE_TINY, base="nowhere", network=None)
     with pytest.raises(ModelError, match="model 'nowhere' is neither a shipped model"):
-        missing._family(tmp_path, Corpus(corpus))
+        missing.family(tmp_path, Corpus(corpus))
     base = str(build.tiny_folder(tmp_path / "base"))
     with pytest.raises(ModelError, match="nothing"):
-        dataclasses.replace(missing, base=base, vae=str(tmp_path / "nothing"))._family(tmp_path, Corpus(corpus))
+        dataclasses.replace(missing, base=base, vae=str(tmp_path / "nothing")).family(tmp_path, Corpus(corpus))

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from medisyn.cli.forms.options import Device, Dtype, Json, Model, Seed, Size, Solver, Steps
+
 
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="What the picture shows.")] = None,
@@ -14,9 +16,7 @@ def generate(
         Path | None,
         typer.Option(help="A table instead: CSV, TSV, JSONL (column prompt, caption or text) or TXT (one per line)."),
     ] = None,
-    model: Annotated[
-        str, typer.Option(help="A model that ships with MediSyn, a run's folder, a diffusers folder, or a hub id.")
-    ] = "starter-image",
+    model: Model = "starter-image",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -27,8 +27,8 @@ def generate(
         ),
     ] = None,
     n: Annotated[int, typer.Option("-n", "--number", help="Pictures per prompt.")] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of the run; each picture has its own, from this and its key.")] = 0,
-    steps: Annotated[int | None, typer.Option(help="Solver steps.", show_default="the model's")] = None,
+    seed: Seed = 0,
+    steps: Steps = None,
     guidance: Annotated[
         float | None, typer.Option(help="How strongly the prompt steers; 1 is not at all.", show_default="the model's")
     ] = None,
@@ -43,20 +43,16 @@ def generate(
             help="Of a clip: how far its last frame may drift from the first, 0 to 1.", show_default="the model's"
         ),
     ] = None,
-    solver: Annotated[
-        str | None, typer.Option(help="dpmpp-2m, euler, or checkpoint: the model's own.", show_default="dpmpp-2m")
-    ] = None,
-    size: Annotated[int | None, typer.Option(help="Height and width in pixels.", show_default="the model's")] = None,
+    solver: Solver = None,
+    size: Size = None,
     height: Annotated[int | None, typer.Option(help="Height in pixels.")] = None,
     width: Annotated[int | None, typer.Option(help="Width in pixels.")] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Pictures made at once.", show_default="8, fewer for large pictures")
     ] = None,
     processes: Annotated[int, typer.Option(help="Processes that share the work; each opens the model.")] = 1,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU where there is one.")] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16, or auto: bfloat16 where the machine computes in it.")
-    ] = "auto",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
     reject_copies_of: Annotated[
         Path | None, typer.Option(help="Corpus: draw a picture again that is a copy of one of its training images.")
     ] = None,
@@ -80,7 +76,7 @@ def generate(
             show_default="mkv and mp4",
         ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Make images, CT volumes or clips from a prompt or a file of prompts.
 

@@ -1,4 +1,4 @@
-"""Fine-tune Stable Diffusion on a corpus: the configuration of such a run, and its wiring.
+"""What fine-tunes on captioned pictures share: the steps of a run, the rows of its corpus, the digests of its encoders.
 
 Heavy packages are imported inside the functions, so that presets are listed without torch.
 """
@@ -8,19 +8,21 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medisyn import runs
-from medisyn.errors import ConfigError, CorpusError
-from medisyn.families.stable_diffusion.config import NetworkConfig, StableDiffusionConfig
+from medisyn.errors import CorpusError
 from medisyn.recipes.selection import JudgeConfig
-from medisyn.training.settings import TrainSettings, resolved
+from medisyn.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
+
+    import torch
 
     from medisyn.families.base import Family
     from medisyn.families.stable_diffusion.model import StableDiffusion
@@ -30,6 +32,18 @@ if TYPE_CHECKING:
 
 Announce = Callable[[str], object]
 BALANCE = ("none", "specialty", "image_type", "class")
+TINY_TRAIN = TrainSettings(  # of presets for tests and first tries: every turn that the real ones take, in seconds
+    num_steps=20,
+    batch_size=8,
+    micro_batch_size=4,
+    learning_rate=1e-3,
+    precision="bf16",
+    ema_decay=0.9,
+    ema_start=5,
+    ema_interval=2,
+    checkpoint_every=10,
+    preview_every=10,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,34 +56,20 @@ class PreviewConfig:
     seed: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class StableDiffusionRun:
-    """One fine-tune of a Stable Diffusion 1, 2 or XL checkpoint."""
+class PictureRun(ABC):
+    """What every fine-tune on captioned pictures does alike; its dataclass holds these values."""
 
-    summary: str
-    base: str  # diffusers folder or hub id; "" builds `network` from nothing, with a tokenizer learnt from the captions
-    vae: str = ""  # an autoencoder's folder or hub id that replaces the base's own; "" keeps that
-    network: NetworkConfig | None = None  # the model's size when base is ""
-    model: StableDiffusionConfig = field(default_factory=StableDiffusionConfig)
     train: TrainSettings
-    split: str = "train"
-    balance: str = "none"  # "specialty", "image_type" or "class": draw each of them equally often
-    encode_batch_size: int = 8
-    cache: str = ""  # folder of encoded rows, to share them between runs; "" keeps them in the run's folder
-    preview: PreviewConfig = field(default_factory=PreviewConfig)
-    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    split: str
+    balance: str
+    encode_batch_size: int
+    cache: str
+    preview: PreviewConfig
+    judge: JudgeConfig
 
-    def __post_init__(self) -> None:
-        if self.balance not in BALANCE:
-            raise ConfigError(f"balance must be one of {', '.join(BALANCE)}, got {self.balance!r}")
-        if (self.base == "") != (self.network is not None):
-            raise ConfigError(
-                "give either base, a model to start from, or network, the size of one with random weights"
-            )
-        if self.encode_batch_size < 1:
-            raise ConfigError(f"encode_batch_size must be at least 1, got {self.encode_batch_size}")
-
-    # The words of recipes.Preset
+    @abstractmethod
+    def family(self, out: Path, corpus: Any) -> Any:
+        """The model before training; each kind of run has its own."""
 
     def plan(self, corpus: Path, out: Path, announce: Announce) -> None:
         """Corpus, steps, and the memory of one process, measured on the first sample; `out` is left alone."""
@@ -78,46 +78,30 @@ class StableDiffusionRun:
         from medisyn.training import memory
 
         opened = open_corpus(corpus, self.split)
-        settings = self.train.for_samples(len(opened.rows(self.split)))
+        rows = opened.rows(self.split)
+        settings = self.train.for_samples(len(rows))
         with tempfile.TemporaryDirectory() as scratch:
-            family = self._family(Path(scratch), opened)
-            row = opened.rows(self.split)[0]
-            example = {name: tensor[0] for name, tensor in family.encode([opened.read(row)]).items()}
+            family = self.family(Path(scratch), opened)
+            example = {name: tensor[0] for name, tensor in family.encode([opened.read(rows[0])]).items()}
             groups = family.trainable()
             estimate = memory.estimate(family, groups, example, settings)
         weights = sum(parameter.numel() for group in groups for parameter in group.parameters)
-        announce(f"{len(opened.rows(self.split))} samples in split {self.split!r}, corpus {opened.fingerprint}")
+        announce(f"{len(rows)} samples in split {self.split!r}, corpus {opened.fingerprint}")
         every = f"every {settings.checkpoint_every} steps" if settings.checkpoint_every else "at the end of every epoch"
         announce(f"{settings.num_steps} steps of {settings.batch_size}, a checkpoint {every}")
         announce(f"{weights / 1e6:.1f} million weights are trained, in {settings.precision}")
         for line in estimate.lines():
             announce(line)
 
-    def prepare(self, corpus: Path, out: Path, announce: Announce, *, processes: int) -> None:
-        """Check that the run can be resumed, make or fetch the base, and encode every sample once."""
-        from medisyn.training.run import refuse_another_run
-
-        opened = open_corpus(corpus, self.split)
-        settings = resolved(self.train.for_samples(len(opened.rows(self.split))))
-        with runs.lock(out):
-            refuse_another_run(out, {**self._record(), "train": settings}, opened.fingerprint)
-            family = self._family(out, opened)
-            self._check_size(family, opened, announce)
-            self._judge(family, opened)
-            self._store(family, corpus, out, opened, processes)
-
-    def run(self, corpus: Path, out: Path, announce: Announce) -> TrainReport:
-        """One training process's part; the loop does the rest."""
+    def _train(
+        self, family: Any, store: JoinedStore, opened: Any, out: Path, announce: Announce, notes: Mapping[str, str]
+    ) -> TrainReport:
+        """This process's part of training on the rows of `store`."""
         from medisyn.training.launch import local_device
         from medisyn.training.loop import train
         from medisyn.training.preview import Preview
 
-        opened = open_corpus(corpus, self.split)
-        family = self._family(out, opened)
-        self._check_size(family, opened, lambda line: None)
-        store = self._store(family, corpus, out, opened, processes=1)
         family.to(local_device())
-        notes = {"size_conditioning": size_note(store.own)} if family.networks.is_xl else {}
         for note in notes.values():
             announce(note)
         return train(
@@ -135,64 +119,28 @@ class StableDiffusionRun:
             announce=announce,
         )
 
-    # Parts of the above
-
     def _record(self) -> dict[str, Any]:
         """What a resumed run must share with the one before, besides the settings."""
+        assert dataclasses.is_dataclass(self)  # every kind of run is one
         values = dataclasses.asdict(self)
         return {name: value for name, value in values.items() if name not in ("summary", "train")}
-
-    def _family(self, out: Path, corpus: Any) -> StableDiffusion:
-        from medisyn.families.stable_diffusion.model import StableDiffusion
-        from medisyn.recipes.models import find_autoencoder, find_model
-
-        place = find_model(self.base if self.base else str(self._built_base(out, corpus).resolve()))
-        return StableDiffusion.from_folder(
-            place.folder,
-            self.model,
-            adapter=place.adapter,
-            embeddings=place.embeddings,
-            vae=find_autoencoder(self.vae) if self.vae else None,
-            source=place.name,
-        )
-
-    def _built_base(self, out: Path, corpus: Any) -> Path:
-        """Random weights and a tokenizer for these captions, made once: every process and resume has the same."""
-        from medisyn.families.stable_diffusion.model import StableDiffusion
-        from medisyn.families.stable_diffusion.text import train_tokenizer
-
-        assert self.network is not None  # __post_init__
-        folder = out / "base"
-        if not (folder / "model_index.json").exists():
-            captions = [row.caption for row in corpus.rows(self.split)]
-            tokenizer = train_tokenizer(captions, window=self.network.text_window)
-            StableDiffusion.from_config(self.network, tokenizer, seed=self.train.seed).save(folder)
-        return folder
-
-    def _check_size(self, family: StableDiffusion, corpus: Any, announce: Announce) -> None:
-        from medisyn.families.stable_diffusion.load import use_size
-
-        native = family.native_size
-        height, width = corpus.read(corpus.rows(self.split)[0]).item.array_CHW.shape[1:]
-        if (height, width) == native:
-            return
-        text = f"the corpus holds pictures of {height}x{width} pixels, the model makes {native[0]}x{native[1]}"
-        if not self.base:
-            raise ConfigError(f"{text}. Curate at that size, or set network.image_size={height}.")
-        announce(f"note: {text} by default; this run trains, judges and exports it at the corpus's size")
-        use_size(family.networks, height, width)
 
     def _judge(self, family: Family, corpus: Any) -> Any:
         from medisyn.recipes.selection import CheckpointJudge
 
         return CheckpointJudge(family, corpus, self.judge) if self.judge.images else None
 
-    def _store(self, family: StableDiffusion, corpus: Path, out: Path, opened: Any, processes: int) -> JoinedStore:
-        """Every picture and every distinct caption, encoded once; both may be shared by many runs."""
+    def _encoded(
+        self, family: Family, corpus: Path, out: Path, opened: Any, processes: int, *, pictures: str, captions: str
+    ) -> JoinedStore:
+        """Every picture and every distinct caption, encoded once; both may be shared by many runs.
+
+        `pictures` and `captions` are digests of what decides their rows.
+        """
         from medisyn.training.precompute import SHARD_ROWS, JoinedStore, precompute
 
         rows = opened.rows(self.split)
-        captions = distinct_captions(corpus, self.split)
+        distinct = distinct_captions(corpus, self.split)
 
         def encoded(
             keys: Sequence[str], read: Callable[[int], Keyed], part: str, encoder: str, of: str
@@ -211,22 +159,12 @@ class StableDiffusionRun:
                 corpus=of,
             )
 
-        sizes = [(row.original_size, row.crop_top_left) for row in rows]
-        pictures = encoded(
-            [row.key for row in rows],
-            SplitReader(corpus, self.split),
-            "pictures",
-            picture_digest(family, sizes),
-            opened.fingerprint,
+        reader, caption_reader = SplitReader(corpus, self.split), CaptionReader(corpus, self.split)
+        return JoinedStore(
+            encoded([row.key for row in rows], reader, "pictures", pictures, opened.fingerprint),
+            encoded([caption.key for caption in distinct], caption_reader, "captions", captions, "captions"),
+            [caption_key(row.caption) for row in rows],
         )
-        shared = encoded(
-            [caption.key for caption in captions],
-            CaptionReader(corpus, self.split),
-            "captions",
-            caption_digest(family),
-            "captions",
-        )
-        return JoinedStore(pictures, shared, [caption_key(row.caption) for row in rows])
 
     def _weights(self, corpus: Any) -> Any:
         from medisyn.training.order import balanced_weights
@@ -239,11 +177,13 @@ class StableDiffusionRun:
         return balanced_weights([getattr(row, self.balance) for row in rows])
 
     def _preview_requests(self, corpus: Any) -> list[Request]:
+        from medisyn.types import Request
+
         rows = corpus.rows("validation") or corpus.rows(self.split)
         captions = list(dict.fromkeys(row.caption for row in rows))[: self.preview.pictures]
         options = self.preview
         return [
-            _request(f"preview-{number}", caption, options.seed + number, options.steps, options.guidance)
+            Request(f"preview-{number}", caption, options.seed + number, steps=options.steps, guidance=options.guidance)
             for number, caption in enumerate(captions)
         ]
 
@@ -311,13 +251,13 @@ def open_corpus(path: Path, split: str) -> Any:
     return corpus
 
 
-def _open_encoder(run: StableDiffusionRun, out: Path, corpus: Path, part: str) -> Encode:
+def _open_encoder(run: PictureRun, out: Path, corpus: Path, part: str) -> Encode:
     """In a worker process: the family's encoder of "pictures" or "captions", on this worker's GPU if there is one."""
     import multiprocessing
 
     import torch
 
-    family = run._family(out, open_corpus(corpus, run.split))
+    family = run.family(out, open_corpus(corpus, run.split))
     if torch.cuda.is_available():
         worker = (multiprocessing.current_process()._identity or (1,))[0] - 1
         family.to(f"cuda:{worker % torch.cuda.device_count()}")
@@ -325,28 +265,12 @@ def _open_encoder(run: StableDiffusionRun, out: Path, corpus: Path, part: str) -
     return encode
 
 
-def size_note(pictures: EncodedStore) -> str:
-    """What SDXL's size and crop conditioning was learnt from."""
-    sizes_N6 = pictures.column("time_ids")
-    told = ((sizes_N6[:, :2] != sizes_N6[:, 4:]).any(dim=1) | (sizes_N6[:, 2:4] != 0).any(dim=1)).sum()
-    return (
-        f"size conditioning: {int(told)} of {len(sizes_N6)} samples tell another original size or a crop; "
-        "the others are taken as not cropped"
-    )
-
-
-def _request(key: str, prompt: str, seed: int, steps: int | None, guidance: float | None) -> Request:
-    from medisyn.types import Request
-
-    return Request(key=key, prompt=prompt, seed=seed, steps=steps, guidance=guidance)
-
-
 def encoder_digest(family: StableDiffusion) -> str:
     """What decides the rows of `encode`: weights of autoencoder and text encoders, vocabularies, and the kind."""
     networks = family.networks
     digest = hashlib.sha256()
     for module in (networks.vae, *networks.text_encoders):
-        _add_weights(digest, module)
+        add_weights(digest, module)
     _add_vocabularies(digest, family)
     return digest.hexdigest()[:16]
 
@@ -359,7 +283,7 @@ def picture_digest(family: StableDiffusion, sizes: Sequence[object]) -> str:
     digest = hashlib.sha256(f"pictures, sizes: {family.networks.is_xl}".encode())
     if family.networks.is_xl:
         digest.update(runs.digest(list(sizes)).encode())
-    _add_weights(digest, family.networks.vae)
+    add_weights(digest, family.networks.vae)
     return digest.hexdigest()[:16]
 
 
@@ -367,12 +291,12 @@ def caption_digest(family: StableDiffusion) -> str:
     """What decides the rows of `encode_captions`: weights of the text encoders, vocabularies, and the kind."""
     digest = hashlib.sha256(b"captions")
     for module in family.networks.text_encoders:
-        _add_weights(digest, module)
+        add_weights(digest, module)
     _add_vocabularies(digest, family)
     return digest.hexdigest()[:16]
 
 
-def _add_weights(digest: Hash, module: Any) -> None:
+def add_weights(digest: Hash, module: torch.nn.Module) -> None:
     import torch
 
     for name, tensor in sorted(module.state_dict().items()):

@@ -8,8 +8,9 @@ from __future__ import annotations
 import dataclasses
 
 from medisyn.families.stable_diffusion.config import NetworkConfig, StableDiffusionConfig
-from medisyn.recipes.finetune import PreviewConfig, StableDiffusionRun
+from medisyn.recipes.finetune import TINY_TRAIN, PreviewConfig
 from medisyn.recipes.selection import JudgeConfig
+from medisyn.recipes.stable_diffusion import StableDiffusionRun
 from medisyn.training.settings import TrainSettings
 
 MEDISYN_V2 = StableDiffusionRun(
@@ -92,18 +93,6 @@ _TINY_NETWORK = NetworkConfig(
     time_id_width=8,
     norm_groups=8,
 )
-_TINY_TRAIN = TrainSettings(
-    num_steps=20,
-    batch_size=8,
-    micro_batch_size=4,
-    learning_rate=1e-3,
-    precision="bf16",
-    ema_decay=0.9,
-    ema_start=5,
-    ema_interval=2,
-    checkpoint_every=10,
-    preview_every=10,
-)
 
 MEDISYN_V2_TINY = dataclasses.replace(
     MEDISYN_V2,
@@ -112,7 +101,7 @@ MEDISYN_V2_TINY = dataclasses.replace(
     vae="",
     network=_TINY_NETWORK,
     model=StableDiffusionConfig(caption_dropout=0.1),
-    train=_TINY_TRAIN,
+    train=TINY_TRAIN,
     preview=PreviewConfig(pictures=4, steps=2, guidance=2.0),
     judge=JudgeConfig(images=16, steps=2, guidance=2.0),
 )

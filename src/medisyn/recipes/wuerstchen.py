@@ -8,9 +8,7 @@ that presets are listed without torch.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,11 +19,11 @@ from medisyn.families.wuerstchen.config import DECODER_TINY, IMAGE_ENCODER_TINY,
 from medisyn.families.wuerstchen.settings import GenerationDefaults, Sizes, WuerstchenConfig
 from medisyn.recipes.finetune import (
     BALANCE,
-    CaptionReader,
+    TINY_TRAIN,
+    Announce,
+    PictureRun,
     PreviewConfig,
-    SplitReader,
-    caption_key,
-    distinct_captions,
+    add_weights,
     open_corpus,
 )
 from medisyn.recipes.selection import JudgeConfig
@@ -36,15 +34,13 @@ if TYPE_CHECKING:
 
     from medisyn.families.wuerstchen.model import Wuerstchen
     from medisyn.training.loop import TrainReport
-    from medisyn.training.precompute import Encode, EncodedStore, JoinedStore, Keyed
-    from medisyn.types import Request
+    from medisyn.training.precompute import JoinedStore
 
-Announce = Callable[[str], object]
 SETTLED_ON = 64  # pictures of the corpus that give a random image encoder its statistics
 
 
 @dataclass(frozen=True, kw_only=True)
-class WuerstchenRun:
+class WuerstchenRun(PictureRun):
     """One fine-tune of Stage C. Stages A and B, the image encoder and the text encoders stay as they are."""
 
     summary: str
@@ -76,31 +72,8 @@ class WuerstchenRun:
 
     # The words of recipes.Preset
 
-    def plan(self, corpus: Path, out: Path, announce: Announce) -> None:
-        """Corpus, steps, and the memory of one process, measured on the first sample; `out` is left alone."""
-        import tempfile
-
-        from medisyn.training import memory
-
-        opened = open_corpus(corpus, self.split)
-        rows = opened.rows(self.split)
-        settings = self.train.for_samples(len(rows))
-        with tempfile.TemporaryDirectory() as scratch:
-            family = self.family(Path(scratch), opened)
-            example = {name: tensor[0] for name, tensor in family.encode([opened.read(rows[0])]).items()}
-            groups = family.trainable()
-            estimate = memory.estimate(family, groups, example, settings)
-        weights = sum(parameter.numel() for group in groups for parameter in group.parameters)
-        announce(f"{len(rows)} samples in split {self.split!r}, corpus {opened.fingerprint}")
-        every = f"every {settings.checkpoint_every} steps" if settings.checkpoint_every else "at the end of every epoch"
-        announce(f"{settings.num_steps} steps of {settings.batch_size}, a checkpoint {every}")
-        announce(f"{weights / 1e6:.1f} million weights are trained, in {settings.precision}")
-        for line in estimate.lines():
-            announce(line)
-
     def prepare(self, corpus: Path, out: Path, announce: Announce, *, processes: int) -> None:
         """Check that the run can be resumed, make or fetch the base, and encode every sample once."""
-        from medisyn.recipes.selection import CheckpointJudge
         from medisyn.training.run import refuse_another_run
 
         opened = open_corpus(corpus, self.split)
@@ -108,36 +81,17 @@ class WuerstchenRun:
         with runs.lock(out):
             refuse_another_run(out, {**self._record(), "train": settings}, opened.fingerprint)
             family = self.family(out, opened)
-            if self.judge.images:
-                CheckpointJudge(family, opened, self.judge)
+            self._judge(family, opened)
             height, width = family.native_size
             announce(f"trains, judges and generates at the corpus's size, {height}x{width} pixels")
             self.store(family, corpus, out, opened, processes)
 
     def run(self, corpus: Path, out: Path, announce: Announce) -> TrainReport:
         """One training process's part; the loop does the rest."""
-        from medisyn.recipes.selection import CheckpointJudge
-        from medisyn.training.launch import local_device
-        from medisyn.training.loop import train
-        from medisyn.training.preview import Preview
-
         opened = open_corpus(corpus, self.split)
         family = self.family(out, opened)
         store = self.store(family, corpus, out, opened, processes=1)
-        family.to(local_device())
-        return train(
-            family,
-            store,
-            self.train,
-            out,
-            save_model=family.save,
-            preview=Preview(family, self._preview_requests(opened)) if self.preview.pictures else None,
-            judge=CheckpointJudge(family, opened, self.judge) if self.judge.images else None,
-            weights=self._weights(opened),
-            config=self._record(),
-            corpus=opened.fingerprint,
-            announce=announce,
-        )
+        return self._train(family, store, opened, out, announce, {})
 
     # Parts of the above
 
@@ -177,90 +131,18 @@ class WuerstchenRun:
         return folder
 
     def store(self, family: Wuerstchen, corpus: Path, out: Path, opened: Any, processes: int) -> JoinedStore:
-        """Every picture and every distinct caption, encoded once; both may be shared by many runs."""
-        from medisyn.training.precompute import SHARD_ROWS, JoinedStore, precompute
-
-        rows = opened.rows(self.split)
-        captions = distinct_captions(corpus, self.split)
-
-        def encoded(
-            keys: Sequence[str], read: Callable[[int], Keyed], part: str, encoder: str, of: str
-        ) -> EncodedStore:
-            encode = getattr(family, f"encode_{part}")
-            several = processes > 1 and len(keys) > SHARD_ROWS
-            elsewhere = functools.partial(_open_encoder, self, out, corpus, part)
-            return precompute(
-                Path(self.cache) if self.cache else out / "encoded",
-                keys,
-                read,
-                elsewhere if several else lambda: encode,
-                batch_size=self.encode_batch_size,
-                engine=f"processes:{processes}" if several else "inline",
-                encoder=encoder,
-                corpus=of,
-            )
-
+        """Every sample's encoded rows, made where they are not there yet."""
         networks = family.networks
-        cells = dataclasses.asdict(family.grid)
-        pictures = digest_of("Würstchen pictures", cells, networks.encoder())
-        words = digest_of("Würstchen captions", networks.tokenizer.get_vocab(), networks.text_encoder)
-        reader, caption_reader = SplitReader(corpus, self.split), CaptionReader(corpus, self.split)
-        return JoinedStore(
-            encoded([row.key for row in rows], reader, "pictures", pictures, opened.fingerprint),
-            encoded([caption.key for caption in captions], caption_reader, "captions", words, "captions"),
-            [caption_key(row.caption) for row in rows],
-        )
-
-    def _record(self) -> dict[str, Any]:
-        """What a resumed run must share with the one before, besides the settings."""
-        values = dataclasses.asdict(self)
-        return {name: value for name, value in values.items() if name not in ("summary", "train")}
-
-    def _weights(self, corpus: Any) -> Any:
-        from medisyn.training.order import balanced_weights
-
-        rows = corpus.rows(self.split)
-        if self.balance == "none":
-            return None
-        if self.balance == "class":
-            return balanced_weights([f"{row.image_type}: {', '.join(row.labels)}" for row in rows])
-        return balanced_weights([getattr(row, self.balance) for row in rows])
-
-    def _preview_requests(self, corpus: Any) -> list[Request]:
-        from medisyn.types import Request
-
-        rows = corpus.rows("validation") or corpus.rows(self.split)
-        captions = list(dict.fromkeys(row.caption for row in rows))[: self.preview.pictures]
-        options = self.preview
-        return [
-            Request(f"preview-{number}", caption, options.seed + number, steps=options.steps, guidance=options.guidance)
-            for number, caption in enumerate(captions)
-        ]
+        pictures = digest_of("Würstchen pictures", dataclasses.asdict(family.grid), networks.encoder())
+        captions = digest_of("Würstchen captions", networks.tokenizer.get_vocab(), networks.text_encoder)
+        return self._encoded(family, corpus, out, opened, processes, pictures=pictures, captions=captions)
 
 
 def digest_of(kind: str, settings: object, network: torch.nn.Module) -> str:
     """What decides the rows that a frozen network makes: its weights, and what it is told."""
-    import torch
-
     digest = hashlib.sha256(f"{kind} {runs.digest(settings)}".encode())
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    add_weights(digest, network)
     return digest.hexdigest()[:16]
-
-
-def _open_encoder(run: WuerstchenRun, out: Path, corpus: Path, part: str) -> Encode:
-    """In a worker process: the family's encoder of "pictures" or "captions", on this worker's GPU if there is one."""
-    import multiprocessing
-
-    import torch
-
-    family = run.family(out, open_corpus(corpus, run.split))
-    if torch.cuda.is_available():
-        worker = (multiprocessing.current_process()._identity or (1,))[0] - 1
-        family.to(f"cuda:{worker % torch.cuda.device_count()}")
-    encode: Encode = getattr(family, f"encode_{part}")
-    return encode
 
 
 MEDISYN_V1_IMAGE = WuerstchenRun(
@@ -321,18 +203,7 @@ MEDISYN_V1_IMAGE_TINY = dataclasses.replace(
     ),
     model=WuerstchenConfig(),
     defaults=GenerationDefaults(steps=2, guidance=2.0, decoder_steps=2),
-    train=TrainSettings(
-        num_steps=20,
-        batch_size=8,
-        micro_batch_size=4,
-        learning_rate=1e-3,
-        precision="bf16",
-        ema_decay=0.9,
-        ema_start=5,
-        ema_interval=2,
-        checkpoint_every=10,
-        preview_every=10,
-    ),
+    train=TINY_TRAIN,
     preview=PreviewConfig(pictures=4),
     judge=JudgeConfig(images=16),
 )

@@ -12,6 +12,7 @@ from build_higen import CAPTIONS, FRAMES, GRID, HEIGHT, WIDTH, model, request, s
 from medisyn.errors import ConfigError, InputError, ModelError
 from medisyn.families.higen import folders
 from medisyn.families.higen.appearance import appearance_matrix
+from medisyn.families.higen.conditions import guided_velocity, motion_and_appearance
 from medisyn.families.higen.config import ClipGrid
 from medisyn.families.higen.model import HiGen, key_frame_row
 from medisyn.families.higen.motion import motion_value
@@ -227,16 +228,14 @@ def test_a_request_may_leave_motion_open_where_training_did():
     family = model(HiGenSettings(untold=0.5), open_defaults)
     resolved = family.resolve(request())
     assert (resolved.motion, resolved.appearance) == (None, None)
-    told = family._told([resolved, request(motion=20.0, appearance=0.5)])
+    told = motion_and_appearance([resolved, request(motion=20.0, appearance=0.5)], FRAMES)
     assert told["motion_BT"][0].isnan().all()
     assert told["appearance_BTT"][0].isnan().all()
     assert not told["motion_BT"][1].isnan().any()
     clips = [family.sample([request(motion=motion)]) for motion in (None, 0.0)]
     assert all(torch.isfinite(clip).all() for clip in clips)
     assert not torch.equal(*clips)
-    with pytest.raises(
-        ModelError, match="the model was always told motion and appearance; its defaults must name both"
-    ):
+    with pytest.raises(ModelError, match="always told motion and appearance; its defaults must name both"):
         model(HiGenSettings(), open_defaults)
 
 
@@ -352,9 +351,9 @@ def test_rescaled_guidance_has_the_spread_of_the_conditional():
     family = model(defaults=replace(build.DEFAULTS, guidance_rescale=1.0))
     x, text = torch.randn(1, 4, 1, *LATENT), family.reader.embed(family.reader.tokens(["a", "b"]))
     with torch.no_grad():
-        guided = family._guided(x, 500, text[:1], text[1:], 9.0, {})
-        asked = family._guided(x, 500, text[:1], text[1:], 1.0, {})
-    torch.testing.assert_close(guided.std(), asked.std(), rtol=1e-4, atol=1e-5)
+        ask = [guided_velocity(family.unet, text[:1], text[1:], {}, guidance=g, rescale=1.0) for g in (9.0, 1.0)]
+        guided, asked = (velocity(x, 500).std() for velocity in ask)
+    torch.testing.assert_close(guided, asked, rtol=1e-4, atol=1e-5)
 
 
 def test_a_clip_of_the_network_s_length_equals_the_unwindowed_one():

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from medisyn.cli.forms.options import CtGuidance, CtModel, CtSolver, CtSteps, Device, Dtype, Json, tell
+
 
 def anatomy(
     prompt: Annotated[
@@ -24,27 +26,19 @@ def anatomy(
     ] = "",
     n: Annotated[int, typer.Option("-n", "--number", help="Volumes per anatomy.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the run; each volume has its own, from this and its key.")] = 0,
-    model: Annotated[
-        str, typer.Option(help="A CT model that ships with MediSyn, a run's folder, or a MedSyn folder.")
-    ] = "starter-ct",
+    model: CtModel = "starter-ct",
     out: Annotated[
         Path | None, typer.Option(help="Folder for the volumes.", show_default="a folder of its own in synthetic/")
     ] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Solver steps of the base model.", show_default="the model's")
-    ] = None,
-    guidance: Annotated[
-        float | None, typer.Option(help="How strongly the report steers; 1 is not at all.", show_default="the model's")
-    ] = None,
+    steps: CtSteps = None,
+    guidance: CtGuidance = None,
     negative: Annotated[str, typer.Option(help="What the volume should not show.")] = "",
-    solver: Annotated[str | None, typer.Option(help="ddim or dpmpp-2m.", show_default="the model's")] = None,
+    solver: CtSolver = None,
     batch_size: Annotated[int | None, typer.Option(help="Volumes made at once.", show_default="1")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU where there is one.")] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16, or auto: bfloat16 where the machine computes in it.")
-    ] = "auto",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
     dicom: Annotated[bool, typer.Option("--dicom", help="Also write a DICOM series and its masks.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Make chest CTs around given lobes, airways or vessels.
 
@@ -77,10 +71,4 @@ def anatomy(
         dtype=dtype,
         dicom=dicom,
     )
-    if json:
-        import json as json_format
-
-        typer.echo(json_format.dumps(report.as_dict(), indent=2))
-        return
-    typer.echo(report.summary())
-    typer.echo("Synthetic images. Not for diagnostic use.")
+    tell(report, json)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from medisyn.cli.forms.options import BatchSize, Device, Dtype, Json, Model, Seed, Solver, Steps, tell
+
 
 def inpaint(
     image: Annotated[Path | None, typer.Option(help="Image with 8 bits per channel: PNG, JPEG, TIFF, BMP.")] = None,
@@ -24,27 +26,21 @@ def inpaint(
         float, typer.Option(help="Pixels inside the mask's edge over which the painted part fades in.")
     ] = 2.0,
     n: Annotated[int, typer.Option("-n", "--number", help="Pictures per image and mask.")] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of the run; each picture has its own, from this and its key.")] = 0,
-    model: Annotated[
-        str, typer.Option(help="A model that ships with MediSyn, a run's folder, a diffusers folder, or a hub id.")
-    ] = "starter-image",
+    seed: Seed = 0,
+    model: Model = "starter-image",
     out: Annotated[
         Path | None, typer.Option(help="Folder for the pictures.", show_default="a folder of its own in synthetic/")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Solver steps.", show_default="the model's")] = None,
+    steps: Steps = None,
     guidance: Annotated[
         float | None, typer.Option(help="How strongly the prompt steers.", show_default="the model's")
     ] = None,
     negative: Annotated[str, typer.Option(help="What the painted part should not show.")] = "",
-    solver: Annotated[
-        str | None, typer.Option(help="dpmpp-2m, euler, or checkpoint: the model's own.", show_default="dpmpp-2m")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Pictures made at once.", show_default="8 or fewer")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU where there is one.")] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16, or auto: bfloat16 where the machine computes in it.")
-    ] = "auto",
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    solver: Solver = None,
+    batch_size: BatchSize = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    json: Json = False,
 ) -> None:
     """Paint a prompt into an image inside a mask; every other pixel stays as it is.
 
@@ -76,10 +72,4 @@ def inpaint(
         device=device,
         dtype=dtype,
     )
-    if json:
-        import json as json_format
-
-        typer.echo(json_format.dumps(report.as_dict(), indent=2))
-        return
-    typer.echo(report.summary())
-    typer.echo("Synthetic images. Not for diagnostic use.")
+    tell(report, json)

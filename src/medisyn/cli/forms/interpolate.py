@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from medisyn.cli.forms.options import BatchSize, Device, Dtype, Json, Model, Size, Solver, Steps, tell
+
 
 def interpolate(
     start: Annotated[str, typer.Option("--from", help="The prompt of the first frame.")],
@@ -19,33 +21,27 @@ def interpolate(
     ] = "weight",
     n: Annotated[int, typer.Option("-n", "--number", help="Series, each with a seed of its own.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the run; each series has its own, from this.")] = 0,
-    model: Annotated[
-        str, typer.Option(help="A model that ships with MediSyn, a run's folder, a diffusers folder, or a hub id.")
-    ] = "starter-image",
+    model: Model = "starter-image",
     out: Annotated[
         Path | None, typer.Option(help="Folder for the frames.", show_default="a folder of its own in synthetic/")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Solver steps.", show_default="the model's")] = None,
+    steps: Steps = None,
     guidance: Annotated[
         float | None, typer.Option(help="How strongly the prompts steer.", show_default="the model's")
     ] = None,
     negative: Annotated[str, typer.Option(help="What the pictures should not show.")] = "",
-    solver: Annotated[
-        str | None, typer.Option(help="dpmpp-2m, euler, or checkpoint: the model's own.", show_default="dpmpp-2m")
-    ] = None,
-    size: Annotated[int | None, typer.Option(help="Height and width in pixels.", show_default="the model's")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Pictures made at once.", show_default="8 or fewer")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU where there is one.")] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16, or auto: bfloat16 where the machine computes in it.")
-    ] = "auto",
+    solver: Solver = None,
+    size: Size = None,
+    batch_size: BatchSize = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
     target: Annotated[
         str | None, typer.Option(help="Class of the judge whose log-odds should rise along a series.")
     ] = None,
     judge: Annotated[
         Path | None, typer.Option(help="Folder of a classifier of real images.", show_default="the shipped one")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Make series of images from one prompt to another, with a sheet and an animation.
 
@@ -79,10 +75,4 @@ def interpolate(
         target=target,
         judge=judge,
     )
-    if json:
-        import json as json_format
-
-        typer.echo(json_format.dumps(report.as_dict(), indent=2))
-        return
-    typer.echo(report.summary())
-    typer.echo("Synthetic images. Not for diagnostic use.")
+    tell(report, json)

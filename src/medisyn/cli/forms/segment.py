@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from medisyn.cli.forms.options import CtGuidance, CtModel, CtSolver, CtSteps, Device, Dtype, Json, tell
+
 
 def segment(
     ct: Annotated[
@@ -20,25 +22,17 @@ def segment(
         ),
     ] = "",
     seed: Annotated[int, typer.Option(help="Seed of the run; each CT has its own, from this and its key.")] = 0,
-    model: Annotated[
-        str, typer.Option(help="A CT model that ships with MediSyn, a run's folder, or a MedSyn folder.")
-    ] = "starter-ct",
+    model: CtModel = "starter-ct",
     out: Annotated[
         Path | None, typer.Option(help="Folder for the masks.", show_default="a folder of its own in synthetic/")
     ] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Solver steps of the base model.", show_default="the model's")
-    ] = None,
-    guidance: Annotated[
-        float | None, typer.Option(help="How strongly the report steers; 1 is not at all.", show_default="the model's")
-    ] = None,
-    solver: Annotated[str | None, typer.Option(help="ddim or dpmpp-2m.", show_default="the model's")] = None,
+    steps: CtSteps = None,
+    guidance: CtGuidance = None,
+    solver: CtSolver = None,
     batch_size: Annotated[int, typer.Option(help="CTs segmented at once.")] = 1,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU where there is one.")] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16, or auto: bfloat16 where the machine computes in it.")
-    ] = "auto",
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    json: Json = False,
 ) -> None:
     """Segment a CT with a generative model: lobes, airways and vessels.
 
@@ -67,10 +61,4 @@ def segment(
         device=device,
         dtype=dtype,
     )
-    if json:
-        import json as json_format
-
-        typer.echo(json_format.dumps(done.as_dict(), indent=2))
-        return
-    typer.echo(done.summary())
-    typer.echo("Masks of a generative model. Not for diagnostic use.")
+    tell(done, json, "Masks of a generative model. Not for diagnostic use.")

@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from medisyn.diffusion.guidance import guide, rescale_guided
 from medisyn.diffusion.schedules import add_noise
 from medisyn.diffusion.targets import velocity_target
 from medisyn.errors import InputError, ModelError
 from medisyn.families.base import ParamGroup
 from medisyn.families.higen import folders
-from medisyn.families.higen.appearance import FrameFeatures, appearance_matrix, frame_similarity, stretched
+from medisyn.families.higen.appearance import FrameFeatures, frame_similarity, stretched
 from medisyn.families.higen.captions import Captioned, CaptionReader
+from medisyn.families.higen.conditions import guided_velocity, motion_and_appearance, shared_values
 from medisyn.families.higen.config import ClipGrid
 from medisyn.families.higen.latents import (
     clip_of,
@@ -49,7 +49,7 @@ from medisyn.families.higen.objective import (
     valid_latents,
 )
 from medisyn.families.higen.parts import check_parts, from_json, unet_factor, vae_factor
-from medisyn.families.higen.sampler import ddim, ddim_times, over_windows
+from medisyn.families.higen.sampler import Velocity, ddim, ddim_times, over_windows
 from medisyn.families.higen.settings import MOTION_LIMIT, HiGenDefaults, HiGenSettings
 from medisyn.seeding import generator_for
 from medisyn.types import Clip, Item, Request, Sample
@@ -276,85 +276,32 @@ class HiGen:
         Row i starts from the noise of requests[i].seed whatever the batch. Motion and appearance are each row's own.
         """
         resolved = [self.resolve(request) for request in requests]
-        frames, height, width, steps, guidance = _common(resolved)
-        factor, channels = vae_factor(self.vae), self.vae.config.latent_channels
-        times = ddim_times(steps, self.defaults.spacing)
+        frames, height, width, steps, guidance = shared_values(resolved)
+        channels, factor = self.vae.config.latent_channels, vae_factor(self.vae)
+        times, size = ddim_times(steps, self.defaults.spacing), (height // factor, width // factor)
         with self.inference():
             text = self.reader.embed(self.reader.tokens([request.prompt for request in resolved]))
             away = self.reader.embed(self.reader.tokens([request.negative_prompt for request in resolved]))
-            key = self._key_latents(resolved, (channels, 1, height // factor, width // factor), times, text, away)
+
+            def velocity(told: Mapping[str, torch.Tensor]) -> Velocity:
+                rescale = self.defaults.guidance_rescale
+                return guided_velocity(self.unet, text, away, told, guidance=guidance, rescale=rescale)
+
+            # The structure level: one frame, prior 0, motion 0, likeness 1
+            draws = [generator_for(request.seed, "key") for request in resolved]
+            noise = torch.stack([torch.randn((channels, 1, *size), generator=draw) for draw in draws])
+            key = ddim(velocity({}), noise.to(self.device), times, self._alpha_bars_S)
             if frames == 1:
                 return key
-            shape = (channels, frames, height // factor, width // factor)
-            noise = torch.stack(
-                [
-                    noise_with_offset(shape, generator_for(request.seed, "clip"), self.settings.offset_noise)
-                    for request in resolved
-                ]
-            )
-            told = {"prior_BCHW": key[:, :, 0], **self._told(resolved)}
 
-            def velocity(x_BCThw: torch.Tensor, time: int) -> torch.Tensor:
-                return self._guided(x_BCThw, time, text, away, guidance, told)
-
-            in_windows = over_windows(velocity, self.grid.frames, self.defaults.overlap)
+            # The content level: all frames around the key frame
+            draws = [generator_for(request.seed, "clip") for request in resolved]
+            offset, shape = self.settings.offset_noise, (channels, frames, *size)
+            noise = torch.stack([noise_with_offset(shape, draw, offset) for draw in draws])
+            asked = motion_and_appearance(resolved, self.grid.frames)
+            told = {name: value.to(self.device) for name, value in asked.items()} | {"prior_BCHW": key[:, :, 0]}
+            in_windows = over_windows(velocity(told), self.grid.frames, self.defaults.overlap)
             return ddim(in_windows, noise.to(self.device), times, self._alpha_bars_S)
-
-    def _key_latents(
-        self,
-        resolved: Sequence[Request],
-        shape: tuple[int, int, int, int],
-        times: Sequence[int],
-        text: torch.Tensor,
-        away: torch.Tensor,
-    ) -> torch.Tensor:
-        """The structure level: one frame, prior 0, motion 0, likeness 1; (B, C, 1, h, w)."""
-        guidance = float(resolved[0].guidance or 0.0)
-        noise = torch.stack([torch.randn(shape, generator=generator_for(request.seed, "key")) for request in resolved])
-
-        def velocity(x_BC1hw: torch.Tensor, time: int) -> torch.Tensor:
-            return self._guided(x_BC1hw, time, text, away, guidance, {})
-
-        return ddim(velocity, noise.to(self.device), times, self._alpha_bars_S)
-
-    def _told(self, resolved: Sequence[Request]) -> dict[str, torch.Tensor]:
-        """Motion (B, T - 1) and appearance (B, T, T) of one window, for each request; NaN where it is left open."""
-        gaps, frames = self.grid.frames - 1, self.grid.frames
-        motion = torch.tensor([[torch.nan if r.motion is None else float(r.motion)] * gaps for r in resolved])
-        matrices = [
-            torch.full((frames, frames), torch.nan)
-            if r.appearance is None
-            else torch.from_numpy(appearance_matrix(r.appearance, frames))
-            for r in resolved
-        ]
-        return {"motion_BT": motion.to(self.device), "appearance_BTT": torch.stack(matrices).to(self.device)}
-
-    def _guided(
-        self,
-        x_BCThw: torch.Tensor,
-        time: int,
-        text_BLE: torch.Tensor,
-        away_BLE: torch.Tensor,
-        guidance: float,
-        told: Mapping[str, torch.Tensor],
-    ) -> torch.Tensor:
-        """The velocity, guided as away + scale * (text - away); both are told the same besides the text (published)."""
-        dtype = self.unet.dtype
-        if guidance == 1:
-            times_B = torch.full((len(x_BCThw),), time, device=self.device)
-            cast = {name: value.to(dtype) if name == "prior_BCHW" else value for name, value in told.items()}
-            return self.unet(x_BCThw.to(dtype), times_B, text_BNE=text_BLE.to(dtype), **cast).float()
-        doubled = {
-            name: torch.cat([value, value]).to(dtype if name == "prior_BCHW" else value.dtype)
-            for name, value in told.items()
-        }
-        times_B = torch.full((2 * len(x_BCThw),), time, device=self.device)
-        both = torch.cat([away_BLE, text_BLE]).to(dtype)
-        answer = self.unet(torch.cat([x_BCThw, x_BCThw]).to(dtype), times_B, text_BNE=both, **doubled).float()
-        blank, asked = answer.chunk(2)
-        guided = guide(blank, asked, guidance)
-        share = self.defaults.guidance_rescale
-        return rescale_guided(guided, asked, share) if share > 0 else guided
 
     def decode(self, latents: torch.Tensor) -> list[Item]:
         """Latents of `sample` as uint8 RGB clips. Raises ModelError when a number is not finite."""
@@ -447,13 +394,3 @@ def key_frame_row(row: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         "valid": row["valid"][key : key + 1],
         "key": torch.zeros_like(row["key"]),
     }
-
-
-def _common(resolved: Sequence[Request]) -> tuple[int, int, int, int, float]:
-    asked = {(r.frames, r.height, r.width, r.steps, r.guidance) for r in resolved}
-    if len(asked) != 1:
-        raise InputError(
-            f"requests of one call must share frames, height, width, steps and guidance, got {len(asked)} kinds: "
-            f"{sorted(asked, key=str)}. Group them first."
-        )
-    return next(iter(asked))  # type: ignore[return-value]  # resolve filled all five in
