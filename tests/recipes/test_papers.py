@@ -1,5 +1,6 @@
 """The published tables: every figure as in the paper's text, known slips, and ours beside them."""
 
+import itertools
 import json
 import re
 import shlex
@@ -115,6 +116,73 @@ def test_kendalls_w_needs_forty_blocks_as_noted():
     assert chi2.sf(40 * 3 * 0.413, df=3) < 0.001 < chi2.sf(10 * 3 * 0.413, df=3)
 
 
+# ---- what follows from the printed figures alone
+
+
+def printed(name, table_id, row, column):
+    """Mean and SD of a cell like "0.48 ± .06", or one number."""
+    found = [float(part) for part in re.findall(r"\d*\.\d+|\d+", table_of(name, table_id).cell(row, column))]
+    return found if len(found) > 1 else found[0]
+
+
+def v1_column(table_id, column):
+    table = table_of("medisyn-v1", table_id)
+    names = [row[0] for row in table.rows if table.cell(row[0], column) != "-"]
+    return [printed("medisyn-v1", table_id, name, column) for name in names]
+
+
+def test_the_falls_of_fid_in_v1_are_those_of_its_text():
+    """One decimal is printed, so half of it is the tolerance."""
+    before = printed("medisyn-v1", "table-2-fid", "Pretrained Würstchen v2", "FID (EMA)")
+    ema, plain_weights = (v1_column("table-2-fid", f"FID ({kind})") for kind in ("EMA", "Non-EMA"))
+    assert 100 * (1 - ema[1] / before) == pytest.approx(55.6, abs=0.05)  # ema[0] is the pretrained model
+    assert 100 * (1 - plain_weights[0] / before) == pytest.approx(54.4, abs=0.05)
+
+
+def test_the_largest_gap_between_the_two_kinds_of_weights_in_v1():
+    """Epoch 3: the gap over the mean of the two is 8.7 %, and no other epoch's is larger."""
+    gaps = [
+        100 * 2 * abs(a - b) / (a + b)
+        for a, b in zip(
+            v1_column("table-2-fid", "FID (EMA)")[1:], v1_column("table-2-fid", "FID (Non-EMA)"), strict=True
+        )
+    ]
+    assert max(gaps) == gaps[2] == pytest.approx(8.7, abs=0.05)
+
+
+def test_the_falls_of_fvd_in_v1_are_those_of_its_text():
+    """The text has 87.2 % at first and 14.4 % on average later; more exactly 14.36, the mean of 11.2 and 17.5 %."""
+    before, *after = v1_column("table-2-fvd", "FVD")
+    assert 100 * (1 - after[0] / before) == pytest.approx(87.2, abs=0.05)
+    later = [100 * (1 - new / old) for old, new in itertools.pairwise(after)]
+    assert sum(later) / len(later) == pytest.approx(14.36, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    "words", ["decreases of 55.6% and 54.4%", "no more than 8.7%", "decreased by 87.2%", "an average decrease of 14.4%"]
+)
+def test_these_percentages_stand_in_the_text_of_v1(texts, words):
+    assert plain(words) in texts["medisyn-v1"]
+
+
+@pytest.mark.parametrize(
+    ("table_id", "column", "absent", "present", "t", "p", "half_digit"),
+    [
+        ("table-4", "CTR", "No cardiomegaly", "With cardiomegaly", 6.17, 2e-7, 0.5e-7),
+        ("table-3", "%LAA-950", "No bullae", "With bullae", 2.23, 0.016, 0.0005),
+    ],
+)
+def test_welch_s_test_of_medsyn_s_prompts(table_id, column, absent, present, t, p, half_digit):
+    """32 volumes per prompt, unequal variances, one-sided. The paper prints no p: these follow from its means and SDs,
+    t to two decimals and p to its last digit."""
+    from scipy.stats import ttest_ind_from_stats
+
+    high, low = (printed("medsyn", table_id, row, column) for row in (present, absent))
+    found = ttest_ind_from_stats(*high, 32, *low, 32, equal_var=False, alternative="greater")
+    assert found.statistic == pytest.approx(t, abs=0.005)
+    assert found.pvalue == pytest.approx(p, abs=half_digit)
+
+
 def test_unknown_paper_and_cell():
     with pytest.raises(InputError, match=r"paper 'medisyn-v3' is unknown.*Did you mean 'medisyn-v"):
         load_paper("medisyn-v3")
@@ -148,10 +216,12 @@ LINES = sorted({line for name in PAPERS for table in load_paper(name).tables for
 def test_commands_of_this_version_can_be_called_as_printed(line):
     if not_available([line], COMMANDS, PRESETS):
         pytest.skip("not in this version")
-    words = shlex.split(line)
-    command = load_command(words[1])
+    words = shlex.split(line)[1:]
+    command = load_command(words.pop(0))
+    if words[0] in getattr(command, "commands", {}):
+        command = command.commands[words.pop(0)]
     context = typer.Context(command)
-    given, left_over, _ = command.make_parser(context).parse_args(words[2:])
+    given, left_over, _ = command.make_parser(context).parse_args(words)
     assert left_over == []
     assert given
 

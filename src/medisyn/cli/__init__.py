@@ -35,6 +35,7 @@ COMMANDS = {
     "sweep": "Make images with every combination of some settings, and rank them by distance to real images.",
     "audit": "Look for copies of training images, and decide what may be released.",
     "utility": "Measure what synthetic images are worth to a classifier.",
+    "study": "Analyse what readers answered in a finished study.",
     "report": "Combine every result below a folder into one page.",
     "paper": "Print a paper's tables, the commands that give ours, and both side by side.",
     "doctor": "Say what this machine can run, and what stands in the way.",

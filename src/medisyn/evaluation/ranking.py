@@ -17,6 +17,7 @@ from medisyn.evaluation.bootstrap import Interval, recentred, resample
 from medisyn.evaluation.evaluate import FeatureSet
 from medisyn.evaluation.frechet import frechet_distance, frechet_weighted
 from medisyn.evaluation.kernel import polynomial_mmd2, polynomial_mmd2_weighted
+from medisyn.evaluation.readers import holm
 
 MEASURES = ("frechet", "kid")
 
@@ -113,11 +114,7 @@ def _pair_p(values_C: np.ndarray, again_CB: np.ndarray) -> np.ndarray:
 def _holm(p_CC: np.ndarray) -> np.ndarray:
     """Holm's correction over the pairs of a symmetric matrix."""
     upper = np.triu_indices(len(p_CC), k=1)
-    p_P = p_CC[upper]
-    order = np.argsort(p_P)
-    stepped = np.maximum.accumulate(p_P[order] * np.arange(len(p_P), 0, -1)) if len(p_P) else p_P
-    corrected = np.empty_like(p_P)
-    corrected[order] = np.minimum(stepped, 1.0)
+    corrected = holm(p_CC[upper])
     found = np.ones_like(p_CC)
     found[upper] = corrected
     found.T[upper] = corrected

@@ -55,18 +55,23 @@ class FolderKind:
     def write_settings(self, folder: Path, **settings: Any) -> None:
         write_json(folder / self.settings_file, {"family": self.family, **settings})
 
-    @contextlib.contextmanager
-    def written_whole(self, target: Path) -> Iterator[Path]:
-        """A folder that replaces `target` when the block ends well. Refuses to replace what is not such a model."""
-        if target.exists():
-            names = [file.name for file in target.iterdir()] if target.is_dir() else [target.name]
-            if names and self.settings_file not in names:
-                raise ModelError(
-                    f"{target.name}/ holds files that are no {self.title} model ({', '.join(sorted(names)[:3])}); "
-                    f"they would be lost. Save to another folder."
-                )
-        with atomic_folder(target) as temporary:
-            yield temporary
+    def written_whole(self, target: Path) -> contextlib.AbstractContextManager[Path]:
+        """`written_whole` for this kind."""
+        return written_whole(target, self.settings_file, self.title)
+
+
+@contextlib.contextmanager
+def written_whole(target: Path, settings_file: str, title: str) -> Iterator[Path]:
+    """A folder that replaces `target` when the block ends well. Refuses to replace what is not such a model."""
+    if target.exists():
+        names = [file.name for file in target.iterdir()] if target.is_dir() else [target.name]
+        if names and settings_file not in names:
+            raise ModelError(
+                f"{target.name}/ holds files that are no {title} model ({', '.join(sorted(names)[:3])}); "
+                f"they would be lost. Save to another folder."
+            )
+    with atomic_folder(target) as temporary:
+        yield temporary
 
 
 def open_part(folder: Path, kind: Any, dtype: str = "float32") -> Any:

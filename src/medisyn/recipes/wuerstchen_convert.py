@@ -145,15 +145,15 @@ class _Sources:
 
 
 def _convert_image_encoder(stage_b: Path, out: Path, config: ImageEncoderConfig) -> Conversion:
-    from medisyn.families.wuerstchen.layouts import save_network
     from medisyn.families.wuerstchen.parts import load_network
+    from medisyn.nn.folders import save_part
     from medisyn.runs import atomic_folder
 
     if out.exists():
         raise InputError(f"{out.name} exists already; give --out a new folder for the image encoder")
     network = load_network("image_encoder", config, to_published(read_entry(stage_b, IMAGE_ENCODER)))
     with atomic_folder(out) as temporary:
-        save_network(network, temporary)
+        save_part(network, temporary)
     count = sum(parameter.numel() for parameter in network.parameters())
     return Conversion(out, (f"image_encoder: {stage_b.name}, {count:,} weights; the other parts were not asked for",))
 

@@ -16,6 +16,7 @@ from medisyn.families.wuerstchen import layouts, parts
 from medisyn.families.wuerstchen.config import IMAGE_ENCODER_TINY, PRIOR_TINY
 from medisyn.families.wuerstchen.effnet import build_image_encoder
 from medisyn.families.wuerstchen.prior import build_prior
+from medisyn.nn.folders import save_part
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -37,7 +38,7 @@ def same_networks(opened: layouts.Networks, *, image_encoder: bool) -> bool:
 
 
 def image_encoder_folder(folder: Path) -> Path:
-    layouts.save_network(folders.networks().encoder(), folder / "encoder")
+    save_part(folders.networks().encoder(), folder / "encoder")
     return folder / "encoder"
 
 
@@ -82,9 +83,9 @@ def test_combined_pipeline_opens(tmp_path):
 
 
 def save_ours(folder: Path, networks: layouts.Networks | None = None, dtype: str | None = None) -> Path:
-    with layouts.model_folder(folder) as target:
+    with layouts.FOLDER.written_whole(folder) as target:
         layouts.save_networks(networks or folders.networks(), target, dtype)
-        layouts.write_settings(target, defaults={"steps": 3})
+        layouts.FOLDER.write_settings(target, defaults={"steps": 3})
     return folder
 
 
@@ -125,7 +126,7 @@ def test_stored_type_and_compute_type(tmp_path):
     torch.testing.assert_close(opened.prior.projection.weight.float(), weight, rtol=1e-2, atol=1e-3)
     assert made.prior.dtype == torch.float32  # saving changed nothing
     with pytest.raises(ModelError, match=r"dtype 'int8' is not offered, allowed: float32, bfloat16, float16"):
-        layouts.save_network(made.prior, tmp_path / "x", "int8")
+        save_part(made.prior, tmp_path / "x", "int8")
     with pytest.raises(ModelError, match=r"dtype 'float16' is not offered, allowed: float32, bfloat16"):
         layouts.open_networks(folder, dtype="float16")
 

@@ -7,7 +7,7 @@ import copy
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ import torch
 from medisyn.errors import ModelError, closest
 from medisyn.families.stable_diffusion.config import GenerationDefaults
 from medisyn.families.stable_diffusion.networks import Networks
-from medisyn.nn.folders import quiet
-from medisyn.runs import atomic_folder, write_json
+from medisyn.nn.folders import quiet, written_whole
+from medisyn.runs import write_json
 
 SETTINGS_FILE = "medisyn.json"  # beside model_index.json; plain diffusers does not look at it
 
@@ -246,18 +246,9 @@ def read_defaults(folder: Path) -> GenerationDefaults:
     return GenerationDefaults(**given)
 
 
-@contextlib.contextmanager
-def model_folder(target: Path) -> Iterator[Path]:
+def model_folder(target: Path) -> contextlib.AbstractContextManager[Path]:
     """A folder that replaces `target` whole when the block ends well. Refuses to replace what is not a model."""
-    if target.exists():
-        names = [file.name for file in target.iterdir()] if target.is_dir() else [target.name]
-        if names and SETTINGS_FILE not in names:
-            raise ModelError(
-                f"{target.name}/ holds files that are no MediSyn model ({', '.join(sorted(names)[:3])}); "
-                f"they would be lost. Save to another folder."
-            )
-    with atomic_folder(target) as temporary:
-        yield temporary
+    return written_whole(target, SETTINGS_FILE, "MediSyn")
 
 
 def pipeline_of(networks: Networks, scheduler: Any) -> Any:

@@ -7,10 +7,8 @@ with every part. In the first two the image encoder is given beside the folder.
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -20,17 +18,15 @@ import torch
 from medisyn.errors import ModelError, closest
 from medisyn.families.wuerstchen.networks import Networks
 from medisyn.families.wuerstchen.parts import (
-    DTYPES,
     open_network,
     open_text_encoder,
     open_tokenizer,
     refuse_pickles,
 )
-from medisyn.nn.folders import quiet
-from medisyn.runs import atomic_folder, write_json
+from medisyn.nn.folders import FolderKind, save_part
 
 SETTINGS_FILE = "wuerstchen.json"
-STORED_DTYPES = {**DTYPES, "float16": torch.float16}
+FOLDER = FolderKind(SETTINGS_FILE, family="wuerstchen", title="Würstchen")
 
 # Part of a model -> its folder within each pipeline of diffusers. Our own folders have the parts' names.
 PRIOR_PIPELINE = {"prior": "prior", "text_encoder": "text_encoder", "tokenizer": "tokenizer"}
@@ -237,43 +233,12 @@ def save_networks(networks: Networks, target: Path, dtype: str | None = None) ->
     for field in fields(networks):
         value = getattr(networks, field.name)
         if isinstance(value, torch.nn.Module):
-            save_network(value, target / field.name, dtype)
+            save_part(value, target / field.name, dtype)
         elif value is not None:
             value.save_pretrained(target / field.name)
-
-
-def save_network(network: Any, folder: Path, dtype: str | None = None) -> None:
-    """Write one network, of ours or a text encoder, as config.json and safetensors."""
-    if dtype is not None:
-        if dtype not in STORED_DTYPES:
-            raise ModelError(f"dtype {dtype!r} is not offered, allowed: {', '.join(STORED_DTYPES)}")
-        network = copy.deepcopy(network).to(STORED_DTYPES[dtype])
-    with quiet():
-        network.save_pretrained(folder, safe_serialization=True)
-    config = _read_json(folder / "config.json")
-    if config.pop("_name_or_path", None) is not None:  # a path of this machine
-        write_json(folder / "config.json", config)
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """The content of `wuerstchen.json`; {} for a published folder, which has none."""
     path = folder / SETTINGS_FILE
     return _read_json(path) if path.is_file() else {}
-
-
-def write_settings(folder: Path, **settings: Any) -> None:
-    write_json(folder / SETTINGS_FILE, {"family": "wuerstchen", **settings})
-
-
-@contextlib.contextmanager
-def model_folder(target: Path) -> Iterator[Path]:
-    """A folder that replaces `target` whole when the block ends well. Refuses to replace what is not a model."""
-    if target.exists():
-        names = [file.name for file in target.iterdir()] if target.is_dir() else [target.name]
-        if names and SETTINGS_FILE not in names:
-            raise ModelError(
-                f"{target.name}/ holds files that are no Würstchen model ({', '.join(sorted(names)[:3])}); "
-                f"they would be lost. Save to another folder."
-            )
-    with atomic_folder(target) as temporary:
-        yield temporary

@@ -99,9 +99,9 @@ class Wuerstchen:
 
     def save(self, folder: Path | str, *, dtype: str | None = None) -> None:
         """Write a folder that `from_folder` opens; weights stored in `dtype`, or in the type they have. Atomic."""
-        with layouts.model_folder(Path(folder)) as target:
+        with layouts.FOLDER.written_whole(Path(folder)) as target:
             layouts.save_networks(self.networks, target, dtype)
-            layouts.write_settings(target, grid=asdict(self.grid), defaults=asdict(self.defaults))
+            layouts.FOLDER.write_settings(target, grid=asdict(self.grid), defaults=asdict(self.defaults))
 
     @classmethod
     def from_sizes(
