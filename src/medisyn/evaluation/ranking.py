@@ -114,7 +114,7 @@ def _pair_p(values_C: np.ndarray, again_CB: np.ndarray) -> np.ndarray:
 def _holm(p_CC: np.ndarray) -> np.ndarray:
     """Holm's correction over the pairs of a symmetric matrix."""
     upper = np.triu_indices(len(p_CC), k=1)
-    corrected = holm(p_CC[upper])
+    corrected = holm(p_CC[upper].tolist())
     found = np.ones_like(p_CC)
     found[upper] = corrected
     found.T[upper] = corrected
