@@ -169,7 +169,7 @@ def test_a_lora_on_top_of_learnt_tokens_keeps_them(tmp_path, base):
     run = dataclasses.replace(
         SD_FINETUNE_TINY, base=str(tmp_path / "first"), network=None, model=StableDiffusionConfig(lora_rank=2)
     )
-    family = run._family(tmp_path / "run", None)
+    family = run.family(tmp_path / "run", None)
     assert "<first>" in family.known_tokens()
     family.save(tmp_path / "lora")
     opened = open_model(str(tmp_path / "lora"))
