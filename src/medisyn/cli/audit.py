@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from medisyn.cli.options import Json
+
 POLICY_FAILED = 3  # 1 is a failure of the program, 2 a mistake of the user
 
 
@@ -56,7 +58,7 @@ def audit(
     seed: Annotated[int, typer.Option(help="Seed of draws and resamples.")] = 0,
     cache: Annotated[Path | None, typer.Option(help="Folder for features.", show_default="~/.cache/medisyn")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the report.", show_default="SYNTHETIC-audit")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Look for copies of training images, and decide what may be released.
 

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
+from medisyn.cli.options import Json
+
 app = typer.Typer(
     help="Look into a corpus: show, verify, and the schema of a source description.", no_args_is_help=True
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 @app.command()

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from medisyn.cli.options import Json
+
 
 def curate(
     sources: Annotated[list[str], typer.Argument(help="Source descriptions: YAML files, or names of shipped ones.")],
@@ -24,7 +26,7 @@ def curate(
     test_per_specialty: Annotated[
         int | None, typer.Option(help="Reserve at least so many samples of each specialty for test (MediSyn v1: 125).")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Turn files and a metadata table into a captioned, split corpus with a data card.
 

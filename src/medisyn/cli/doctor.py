@@ -10,9 +10,11 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import typer
+
+from medisyn.cli.options import Json
 
 GB = 1e9
 
@@ -52,7 +54,7 @@ class Finding:
 
 
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Say what this machine can run, and what stands in the way.
 

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from medisyn.cli.options import Json
+
 
 def evaluate(
     synthetic: Annotated[
@@ -78,7 +80,7 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the report.", show_default="SYNTHETIC-evaluation")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Measure generated images against a corpus.
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from medisyn.cli.forms.options import Device, Dtype, Json, Model, Seed, Size, Solver, Steps
+from medisyn.cli.options import Device, Dtype, Json, Model, Seed, Size, Solver, Steps
 
 
 def generate(

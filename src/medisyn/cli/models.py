@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from medisyn.cli.options import Json
+
 OTHERS = """
 Other values of --model:
   a run's folder       from `medisyn train`
@@ -16,7 +18,7 @@ Other values of --model:
 
 def models(
     name: Annotated[str | None, typer.Argument(help="A model that ships with MediSyn: print its card.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """List the models that are at hand, or describe one.
 

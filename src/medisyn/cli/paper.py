@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from medisyn.cli.options import Json
+
 
 def paper(
     name: Annotated[
@@ -15,7 +17,7 @@ def paper(
     results: Annotated[
         list[Path] | None, typer.Option(help="Folder with our results to put beside; may be repeated.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Print a paper's tables, the commands that give ours, and both side by side.
 

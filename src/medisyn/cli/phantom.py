@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from medisyn.cli.options import Json
 from medisyn.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def ct(
     ] = None,
     seed: Annotated[int, typer.Option(help="Another seed makes other patients.")] = 0,
     processes: Annotated[int, typer.Option(help="Processes; 1 stays in this one.")] = 1,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Chest CT phantoms with lobe, airway, vessel and finding masks, exact truth and a report.
 
@@ -86,7 +87,7 @@ def ultrasound(
     ] = None,
     seed: Annotated[int, typer.Option(help="Another seed makes other hearts.")] = 0,
     processes: Annotated[int, typer.Option(help="Processes; 1 stays in this one.")] = 1,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Beating-heart ultrasound clips with masks, volumes and ejection fraction for each, and a caption.
 

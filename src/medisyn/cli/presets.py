@@ -7,10 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
+from medisyn.cli.options import Json
+
 
 def presets(
     name: Annotated[str | None, typer.Argument(help="Show this preset's values.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """List the training presets, or one preset with its values and their sources.
 

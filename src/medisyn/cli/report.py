@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from medisyn.cli.options import Json
+
 
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder with results of evaluate, audit, utility, training runs.")],
     out: Annotated[Path | None, typer.Option(help="The page.", show_default="FOLDER/report.html")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Combine every result below a folder into one page.
 

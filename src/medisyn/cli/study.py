@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from medisyn.cli.options import Json
+
 app = typer.Typer(help="Analyse what readers answered in a finished study.", no_args_is_help=True)
 
 
@@ -27,7 +29,7 @@ def report(
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples.")] = 2000,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for the report.", show_default="ANSWERS-report")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Accuracy, agreement, confidence or ranks of the readers, with intervals and tests.
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from medisyn.cli.options import Json
+
 
 def sweep(
     against: Annotated[Path, typer.Option(help="Corpus of real images.")],
@@ -33,7 +35,7 @@ def sweep(
     weights: Annotated[str, typer.Option(help="Weights of the extractor, where it is not the shipped one.")] = "",
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples.")] = 200,
     seed: Annotated[int, typer.Option(help="Seed of images and resamples.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Make images with every combination of some settings, and rank them by distance to real images.
 

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from medisyn.cli.options import Json
+
 
 def train(
     preset: Annotated[str, typer.Argument(help="Name of a preset; `medisyn presets` lists them.")],
@@ -29,7 +31,7 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and the memory it takes, and stop.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Train a model from a preset; the same command resumes.
 

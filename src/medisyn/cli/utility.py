@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from medisyn.cli.options import Json
+
 
 def utility(
     real: Annotated[Path, typer.Option(help="Corpus of real images, or a folder of volumes with metadata.jsonl.")],
@@ -27,7 +29,7 @@ def utility(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the report.", show_default="SYNTHETIC-utility-DESIGN")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Measure what synthetic images are worth to a classifier.
 

@@ -20,6 +20,7 @@ from medisyn.runs import atomic_folder, write_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # of stored weights
 COMPUTE_DTYPES = ("float32", "bfloat16")
+PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,17 @@ def check_part(folder: Path, file: str) -> None:
     """Raise ModelError when a part of a model folder is not there."""
     if not (folder / file).is_file():
         raise ModelError(f"{folder.parent.name}/ lacks the part {folder.name}: {folder.name}/{file} is missing")
+
+
+def refuse_pickles(folder: Path, convert: str) -> None:
+    """Raise ModelError when weights lie in `folder` as pickles alone; `convert` is what the message says to do."""
+    if any(folder.glob("*.safetensors")):
+        return
+    for file in sorted(file for pattern in PICKLES for file in folder.glob(pattern)):
+        raise ModelError(
+            f"{folder.name}/{file.name} is a pickle, which can run code when it is opened, and there is no "
+            f".safetensors beside it. Convert it once where you trust it: {convert}."
+        )
 
 
 def save_part(network: Any, folder: Path, dtype: str | None = None) -> None:

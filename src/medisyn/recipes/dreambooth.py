@@ -23,6 +23,7 @@ from medisyn.recipes.finetune import (
     caption_key,
     open_corpus,
     picture_digest,
+    record_of,
 )
 from medisyn.recipes.textual_inversion import choose
 from medisyn.training.settings import TrainSettings, resolved
@@ -99,7 +100,7 @@ class DreamBoothRun:
         opened, rows = self._choose(corpus, announce)
         settings = resolved(self.train.for_samples(len(rows)))
         with runs.lock(out):
-            refuse_another_run(out, {**self._record(), "train": settings}, opened.fingerprint)
+            refuse_another_run(out, {**record_of(self), "train": settings}, opened.fingerprint)
             if self.prior_images:
                 self._make_prior(opened, rows, out, announce)
             self._examples(self._family(opened, rows, announce), opened, rows, out)
@@ -121,18 +122,13 @@ class DreamBoothRun:
             out,
             save_model=family.save,
             preview=Preview(family, self._preview_requests(rows)) if self.preview.pictures else None,
-            config=self._record(),
+            config=record_of(self),
             corpus=opened.fingerprint,
             notes={"images": len(rows)},
             announce=announce,
         )
 
     # Parts of the above
-
-    def _record(self) -> dict[str, Any]:
-        """What a resumed run must share with the one before, besides the settings."""
-        values = dataclasses.asdict(self)
-        return {name: value for name, value in values.items() if name not in ("summary", "train")}
 
     def _choose(self, corpus: Path, announce: Announce) -> tuple[Any, list[Any]]:
         """The corpus, and the rows that are learnt from. Raises ConfigError for prompts that make no prior."""

@@ -113,17 +113,11 @@ class PictureRun(ABC):
             preview=Preview(family, self._preview_requests(opened)) if self.preview.pictures else None,
             judge=self._judge(family, opened),
             weights=self._weights(opened),
-            config=self._record(),
+            config=record_of(self),
             corpus=opened.fingerprint,
             notes=notes,
             announce=announce,
         )
-
-    def _record(self) -> dict[str, Any]:
-        """What a resumed run must share with the one before, besides the settings."""
-        assert dataclasses.is_dataclass(self)  # every kind of run is one
-        values = dataclasses.asdict(self)
-        return {name: value for name, value in values.items() if name not in ("summary", "train")}
 
     def _judge(self, family: Family, corpus: Any) -> Any:
         from medisyn.recipes.selection import CheckpointJudge
@@ -186,6 +180,12 @@ class PictureRun(ABC):
             Request(f"preview-{number}", caption, options.seed + number, steps=options.steps, guidance=options.guidance)
             for number, caption in enumerate(captions)
         ]
+
+
+def record_of(run: Any) -> dict[str, Any]:
+    """What a resumed run must share with the one before, besides the settings of training; `run` is a dataclass."""
+    values = dataclasses.asdict(run)
+    return {name: value for name, value in values.items() if name not in ("summary", "train")}
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from medisyn.recipes.finetune import (
     caption_digest,
     open_corpus,
     picture_digest,
+    record_of,
 )
 from medisyn.recipes.selection import JudgeConfig
 from medisyn.training.settings import TrainSettings, resolved
@@ -66,7 +67,7 @@ class StableDiffusionRun(PictureRun):
         opened = open_corpus(corpus, self.split)
         settings = resolved(self.train.for_samples(len(opened.rows(self.split))))
         with runs.lock(out):
-            refuse_another_run(out, {**self._record(), "train": settings}, opened.fingerprint)
+            refuse_another_run(out, {**record_of(self), "train": settings}, opened.fingerprint)
             family = self.family(out, opened)
             self._check_size(family, opened, announce)
             self._judge(family, opened)

@@ -25,6 +25,7 @@ from medisyn.recipes.finetune import (
     PreviewConfig,
     add_weights,
     open_corpus,
+    record_of,
 )
 from medisyn.recipes.selection import JudgeConfig
 from medisyn.training.settings import TrainSettings, resolved
@@ -79,7 +80,7 @@ class WuerstchenRun(PictureRun):
         opened = open_corpus(corpus, self.split)
         settings = resolved(self.train.for_samples(len(opened.rows(self.split))))
         with runs.lock(out):
-            refuse_another_run(out, {**self._record(), "train": settings}, opened.fingerprint)
+            refuse_another_run(out, {**record_of(self), "train": settings}, opened.fingerprint)
             family = self.family(out, opened)
             self._judge(family, opened)
             height, width = family.native_size

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from medisyn.cli.forms.options import CtGuidance, CtModel, CtSolver, CtSteps, Device, Dtype, Json, tell
+from medisyn.cli.options import CtGuidance, CtModel, CtSolver, CtSteps, Device, Dtype, Json, tell
 
 
 def anatomy(

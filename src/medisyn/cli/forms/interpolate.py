@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from medisyn.cli.forms.options import BatchSize, Device, Dtype, Json, Model, Size, Solver, Steps, tell
+from medisyn.cli.options import BatchSize, Device, Dtype, Json, Model, Size, Solver, Steps, tell
 
 
 def interpolate(

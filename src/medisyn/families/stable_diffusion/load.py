@@ -17,7 +17,7 @@ import torch
 from medisyn.errors import ModelError, closest
 from medisyn.families.stable_diffusion.config import GenerationDefaults
 from medisyn.families.stable_diffusion.networks import Networks
-from medisyn.nn.folders import quiet, written_whole
+from medisyn.nn.folders import quiet, refuse_pickles, written_whole
 from medisyn.runs import write_json
 
 SETTINGS_FILE = "medisyn.json"  # beside model_index.json; plain diffusers does not look at it
@@ -41,7 +41,9 @@ HUB_FILES = (
     "diffusion_pytorch_model.safetensors",
 )
 HUB_EXTRAS = ("*.fp16.*", "*.non_ema.*", "safety_checker/*", "feature_extractor/*", "*onnx*", "*flax*")
-PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
+CONVERT = (
+    "load the model with diffusers and `use_safetensors=False`, then `save_pretrained(folder, safe_serialization=True)`"
+)
 
 
 def looks_like_hub_id(name: str) -> bool:
@@ -82,7 +84,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     """`model_index.json`. Raises ModelError when the folder is no Stable Diffusion text-to-image model."""
     path = folder / "model_index.json"
     if not path.is_file():
-        refuse_pickles(folder)
+        refuse_pickles(folder, CONVERT)
         raise ModelError(
             f"{folder.name}/ holds no model_index.json: it is not a diffusers folder. Give a folder that has one."
         )
@@ -99,19 +101,6 @@ def read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def refuse_pickles(folder: Path) -> None:
-    """Raise ModelError when weights lie in `folder` as pickles and not as safetensors."""
-    if any(folder.glob("*.safetensors")):
-        return
-    for pattern in PICKLES:
-        for file in sorted(folder.glob(pattern)):
-            raise ModelError(
-                f"{folder.name}/{file.name} is a pickle, which can run code when it is opened, and there is no "
-                f".safetensors beside it. Convert it once where you trust it: load the model with "
-                f"diffusers and `use_safetensors=False`, then `save_pretrained(folder, safe_serialization=True)`."
-            )
-
-
 def check_parts(folder: Path, index: Mapping[str, Any]) -> None:
     """Raise ModelError that names the first part that is missing, has no weights, or has only pickles."""
     for part in PARTS[index["_class_name"]]:
@@ -125,7 +114,7 @@ def check_parts(folder: Path, index: Mapping[str, Any]) -> None:
             )
         if part == "scheduler" or part.startswith("tokenizer"):
             continue
-        refuse_pickles(place)
+        refuse_pickles(place, CONVERT)
         if not any(place.glob("*.safetensors")):
             raise ModelError(f"{folder.name}/{part} holds no .safetensors weights. Fetch the model again.")
 
@@ -162,7 +151,7 @@ def open_autoencoder(folder: Path, dtype: str) -> Any:
 
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder.name}/ holds no config.json: it is not an autoencoder's folder.")
-    refuse_pickles(folder)
+    refuse_pickles(folder, CONVERT)
     return _open_part(folder, AutoencoderKL, dtype)
 
 

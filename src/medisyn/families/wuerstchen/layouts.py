@@ -18,12 +18,12 @@ import torch
 from medisyn.errors import ModelError, closest
 from medisyn.families.wuerstchen.networks import Networks
 from medisyn.families.wuerstchen.parts import (
+    CONVERT,
     open_network,
     open_text_encoder,
     open_tokenizer,
-    refuse_pickles,
 )
-from medisyn.nn.folders import FolderKind, save_part
+from medisyn.nn.folders import FolderKind, refuse_pickles, save_part
 
 SETTINGS_FILE = "wuerstchen.json"
 FOLDER = FolderKind(SETTINGS_FILE, family="wuerstchen", title="Würstchen")
@@ -110,7 +110,7 @@ def pipeline_parts(folder: Path) -> dict[str, Path]:
 def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / "model_index.json"
     if not path.is_file():
-        refuse_pickles(folder)
+        refuse_pickles(folder, CONVERT)
         raise ModelError(
             f"{folder.name}/ holds neither {SETTINGS_FILE} nor model_index.json: it is not a Würstchen model. Give the "
             f"folder of a pipeline, or one that MediSyn saved."

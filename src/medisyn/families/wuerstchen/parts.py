@@ -16,7 +16,7 @@ from medisyn.families.wuerstchen.decoder import WuerstchenDecoder
 from medisyn.families.wuerstchen.effnet import EfficientNetEncoder
 from medisyn.families.wuerstchen.prior import WuerstchenPrior
 from medisyn.families.wuerstchen.vqgan import PaellaVQ
-from medisyn.nn.folders import quiet
+from medisyn.nn.folders import quiet, refuse_pickles
 
 Config = PriorConfig | DecoderConfig | VQGANConfig | ImageEncoderConfig
 State = Mapping[str, torch.Tensor]
@@ -29,7 +29,7 @@ KINDS: dict[str, tuple[type[Config], Any, tuple[str, ...]]] = {
     "image_encoder": (ImageEncoderConfig, EfficientNetEncoder, ("EfficientNetEncoder",)),
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-PICKLES = ("*.pt", "*.pth", "*.ckpt", "*.bin")
+CONVERT = "`medisyn convert wuerstchen`"  # of the raw checkpoints, which are pickles
 CASCADE_NAMES = ("clip_txt_mapper", "clip_txt_pooled_mapper", "clip_img_mapper", "effnet_mapper.", "pixels_mapper")
 SHOWN = 5  # names in a message
 
@@ -106,7 +106,7 @@ def read_weights(part: str, folder: Path) -> dict[str, torch.Tensor]:
 
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        refuse_pickles(folder)
+        refuse_pickles(folder, CONVERT)
         raise ModelError(f"the part {part}: {folder.name}/ holds no .safetensors weights. Fetch the model again.")
     variant = min(_variant(file) for file in files)
     state: dict[str, torch.Tensor] = {}
@@ -119,18 +119,6 @@ def read_weights(part: str, folder: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def refuse_pickles(folder: Path) -> None:
-    """Raise ModelError when `folder` holds pickles and no safetensors."""
-    if any(folder.glob("*.safetensors")):
-        return
-    for pattern in PICKLES:
-        for file in sorted(folder.glob(pattern)):
-            raise ModelError(
-                f"{folder.name}/{file.name} is a pickle, which can run code when it is opened, and there is no "
-                f".safetensors beside it. Convert it once with `medisyn convert wuerstchen`."
-            )
-
-
 def open_text_encoder(folder: Path, dtype: str = "float32") -> Any:
     """A CLIP text encoder, in eval mode on the CPU, from its folder or from that of a whole CLIP."""
     from transformers import CLIPTextModel
@@ -138,7 +126,7 @@ def open_text_encoder(folder: Path, dtype: str = "float32") -> Any:
     torch_dtype = _dtype(dtype)
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder.parent.name}/ lacks the part {folder.name}: {folder.name}/config.json is missing")
-    refuse_pickles(folder)
+    refuse_pickles(folder, CONVERT)
     try:
         with quiet():
             opened: Any = CLIPTextModel.from_pretrained(
@@ -169,7 +157,7 @@ def _read_config(part: str, folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         if folder.is_dir():
-            refuse_pickles(folder)
+            refuse_pickles(folder, CONVERT)
         raise ModelError(f"{folder.parent.name}/ lacks the part {part}: {folder.name}/config.json is missing")
     try:
         content = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""What `medisyn generate` and its forms share: options, each said once, and how they tell what was made."""
+"""Options that several commands share, each said once, and how the forms of `medisyn generate` tell what was made."""
 
 from __future__ import annotations
 
