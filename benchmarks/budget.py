@@ -84,6 +84,7 @@ class Bench:
     batches: int
     sampling: int
     guidance: float
+    judged: int
     seed: int = 0
 
     @property
@@ -92,7 +93,17 @@ class Bench:
         return [
             f"base={BASE}", f"init={self.init}", f"num_steps={self.steps}", f"learning_rate={self.rate}",
             "batch_size=4", "micro_batch_size=4", "frozen_dtype=float32", "gradient_checkpointing=false",
-            "preview.pictures=0", "checkpoint_every=1000000", f"train.seed={self.seed}",
+            "preview.pictures=0", f"train.seed={self.seed}", *self._judge,
+        ]  # fmt: skip
+
+    @property
+    def _judge(self) -> list[str]:
+        """The last checkpoint is the word, or the one whose pictures are nearest to validation pictures."""
+        if not self.judged:
+            return ["checkpoint_every=1000000"]
+        return [
+            "checkpoint_every=50", f"judge.images={self.judged}", f"judge.steps={self.sampling}",
+            f"judge.guidance={self.guidance}",
         ]  # fmt: skip
 
     @property
@@ -364,6 +375,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batches", type=int, default=200, help="of each classifier; the paper's is 6,250")
     parser.add_argument("--sampling", type=int, default=10, help="solver steps")
     parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--judged", type=int, default=0, help="pictures by which the best of all checkpoints is kept")
     parser.add_argument("--only", default=",".join(STAGES), help=f"of {', '.join(STAGES)}, with commas")
     options = vars(parser.parse_args(arguments))
     asked = [name.strip() for name in options.pop("only").split(",")]

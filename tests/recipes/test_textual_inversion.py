@@ -1,4 +1,5 @@
 import dataclasses
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -8,12 +9,14 @@ from safetensors.torch import load_file
 import build
 import build_corpus
 from medisyn.cli import main
+from medisyn.corpus.loader import Corpus
 from medisyn.errors import ConfigError, CorpusError, InputError, ModelError
 from medisyn.families.stable_diffusion.config import InversionConfig
 from medisyn.families.stable_diffusion.embedding_files import Embedding, read_embeddings, write_embedding
 from medisyn.recipes import get_preset, with_overrides
 from medisyn.recipes.embedding_convert import convert_embeddings
 from medisyn.recipes.models import find_model, open_model, weights_digest
+from medisyn.recipes.selection import JudgeConfig
 from medisyn.recipes.sources import sources_of
 from medisyn.recipes.textual_inversion import TEXTUAL_INVERSION, TEXTUAL_INVERSION_TINY, TextualInversionRun, choose
 from medisyn.types import Request
@@ -78,6 +81,27 @@ def test_a_run_resumes_and_opens_as_a_model(tmp_path, base, corpus):
     one, other = (opened.family.sample([dataclasses.replace(request, prompt=p)]) for p in ("<disc>", "<cross>"))
     assert not torch.equal(one, other)
     assert weights_digest(find_model(str(tmp_path / "a"))) != weights_digest(find_model(str(base)))
+
+
+def test_the_checkpoint_whose_pictures_are_nearest_is_kept(tmp_path, base, corpus):
+    judge = JudgeConfig(images=4, steps=1, guidance=2.0)
+    tokens = InversionConfig(tokens=("<disc>", "<cross>"), num_vectors=2)
+    run = tiny(base, classes=("disc", "cross"), model=tokens, judge=judge)
+    run.prepare(corpus, tmp_path, lambda line: None, processes=1)
+    run.run(corpus, tmp_path, lambda line: None)
+    judged = [json.loads(file.read_text()) for file in sorted((tmp_path / "checkpoints").glob("*/judgement.json"))]
+    assert [(one["step"], one["n_generated"], one["n_real"], one["against"]) for one in judged] == [
+        (2, 4, 4, "validation"),
+        (4, 4, 4, "validation"),
+    ]
+    best = min(judged, key=lambda one: one["score"])
+    [checkpoint] = (tmp_path / "checkpoints").glob(f"step-*{best['step']}")
+    kept, nearest = (load_file(place / "model" / "disc.safetensors")["<disc>"] for place in (tmp_path, checkpoint))
+    assert torch.equal(kept, nearest)
+
+    [family] = [run._family(opened := Corpus(corpus), run._choose(corpus, print)[1], print)]
+    shown = run._judge(family, opened).rows
+    assert {(row.caption, row.labels) for row in shown} <= {("<disc>", ("disc",)), ("<cross>", ("cross",))}
 
 
 def test_a_token_can_be_learnt_on_top_of_others(tmp_path, base, corpus):

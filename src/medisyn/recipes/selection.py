@@ -18,6 +18,7 @@ from medisyn.errors import ConfigError, InputError
 from medisyn.seeding import seed_for, share
 
 if TYPE_CHECKING:
+    from medisyn.corpus.shards import Row
     from medisyn.evaluation.features import Extractor
     from medisyn.families.base import Family
 
@@ -52,16 +53,23 @@ class CheckpointJudge:
 
     The processes share the batches among them; a batch and its seeds are the same whatever their number, so the score
     is too, up to the rounding of their devices. The main process computes it and tells the others.
+    `rows_of` says which rows of the corpus are judged against, with what captions, from those of the split.
     Raises early what would fail late.
     """
 
-    def __init__(self, family: Family, corpus: Any, config: JudgeConfig) -> None:
+    def __init__(
+        self,
+        family: Family,
+        corpus: Any,
+        config: JudgeConfig,
+        rows_of: Callable[[Sequence[Row]], Sequence[Row]] = list,
+    ) -> None:
         from medisyn.evaluation.features import load_extractor
 
         self.family, self.config = family, config
         path = Path(config.extractor_path) if config.extractor_path else None
         self.extractor: Extractor = load_extractor(config.extractor, path)
-        rows = corpus.rows(config.against)
+        rows = rows_of(corpus.rows(config.against))
         if len(rows) < 2:
             raise InputError(
                 f"checkpoints are judged against the split {config.against!r}, which has {len(rows)} image(s). "

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from medisyn import runs
 from medisyn.errors import ConfigError, CorpusError, closest
 from medisyn.families.stable_diffusion.config import InversionConfig
-from medisyn.recipes.finetune import PreviewConfig, open_corpus, picture_digest
+from medisyn.recipes.finetune import PreviewConfig, open_corpus, picture_digest, record_of
+from medisyn.recipes.selection import JudgeConfig
 from medisyn.seeding import seed_for
 from medisyn.training.settings import TrainSettings, resolved
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from medisyn.families.stable_diffusion.inversion import TextualInversion
+    from medisyn.recipes.selection import CheckpointJudge
     from medisyn.training.loop import TrainReport
     from medisyn.types import Request, Sample
 
@@ -44,6 +46,7 @@ class TextualInversionRun:
     encode_batch_size: int = 8
     cache: str = ""  # folder of encoded pictures, to share them between runs; "" keeps them in the run's folder
     preview: PreviewConfig = field(default_factory=PreviewConfig)
+    judge: JudgeConfig = field(default_factory=lambda: JudgeConfig(images=0))  # against pictures of the classes
 
     def __post_init__(self) -> None:
         if self.images < 0 or self.encode_batch_size < 1:
@@ -77,7 +80,7 @@ class TextualInversionRun:
         opened, chosen = self._choose(corpus, announce)
         settings = resolved(self.train.for_samples(len(chosen)))
         with runs.lock(out):
-            refuse_another_run(out, {**self._record(), "train": settings}, opened.fingerprint)
+            refuse_another_run(out, {**record_of(self), "train": settings}, opened.fingerprint)
             self._store(self._family(opened, chosen, announce), out, opened, chosen)
 
     def run(self, corpus: Path, out: Path, announce: Announce) -> TrainReport:
@@ -97,18 +100,14 @@ class TextualInversionRun:
             out,
             save_model=family.save,
             preview=Preview(family, self._preview_requests(family)) if self.preview.pictures else None,
-            config=self._record(),
+            judge=self._judge(family, opened) if self.judge.images else None,
+            config=record_of(self),
             corpus=opened.fingerprint,
             notes={"images": _counts(family.tokens, chosen)},
             announce=announce,
         )
 
     # Parts of the above
-
-    def _record(self) -> dict[str, Any]:
-        """What a resumed run must share with the one before, besides the settings."""
-        values = dataclasses.asdict(self)
-        return {name: value for name, value in values.items() if name not in ("summary", "train")}
 
     def _choose(self, corpus: Path, announce: Announce) -> tuple[Any, list[Chosen]]:
         from medisyn.families.stable_diffusion.embedding_files import as_token
@@ -158,6 +157,16 @@ class TextualInversionRun:
 
     def _sample(self, opened: Any, family: TextualInversion, one: Chosen) -> Sample:
         return dataclasses.replace(opened.read(one.row), caption=family.tokens[one.concept])
+
+    def _judge(self, family: TextualInversion, opened: Any) -> CheckpointJudge:
+        """Each token alone as the prompt, against the pictures of its class in another split."""
+        from medisyn.recipes.selection import CheckpointJudge
+
+        def shown(rows: Sequence[Any]) -> list[Any]:
+            chosen, _ = choose(rows, family.tokens, self.classes, 0, self.judge.seed)
+            return [dataclasses.replace(one.row, caption=family.tokens[one.concept]) for one in chosen]
+
+        return CheckpointJudge(family, opened, self.judge, shown)
 
     def _preview_requests(self, family: TextualInversion) -> list[Request]:
         from medisyn.types import Request
