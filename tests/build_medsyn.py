@@ -78,9 +78,9 @@ def base(*, config: MedSynConfig | None = None, defaults: MedSynDefaults = DEFAU
     return MedSynBase(build_unet(BASE_TINY, seed=seed), encoder(), tokenizer(), GRID, config, defaults)
 
 
-def superres(*, defaults: MedSynDefaults = DEFAULTS, seed: int = 1) -> Any:
+def superres(*, config: SuperResolutionConfig = SUPERRES, defaults: MedSynDefaults = DEFAULTS, seed: int = 1) -> Any:
     """A MedSynSuperResolution from 8³ to 16³."""
     from medisyn.families.medsyn.networks import build_unet
     from medisyn.families.medsyn.superres import MedSynSuperResolution
 
-    return MedSynSuperResolution(build_unet(SUPERRES_TINY, seed=seed), GRID, SUPERRES, defaults)
+    return MedSynSuperResolution(build_unet(SUPERRES_TINY, seed=seed), GRID, config, defaults)

@@ -232,11 +232,12 @@ STARTER_CT = StarterCtRun(
     ),
     base=BASE_STARTER,
     superres=SUPERRES_STARTER,
-    model=MedSynConfig(report_dropout=0.1, long_reports="pool", short_reports="stretch"),
+    model=MedSynConfig(report_dropout=0.1, long_reports="pool", short_reports="stretch", given_share=0.4),
     refine=SuperResolutionConfig(
         factor=4,  # as in the paper
         crop=(64, 32, 32),  # a quarter of the volume, full depth as in the paper
         condition_noise=0.1,  # the paper's code has 0.4, which hides what tells fluid from muscle
+        given_share=0.4,
     ),
     defaults=MedSynDefaults(
         solver="dpmpp-2m",  # as many calls as steps, and fewer steps than DDIM

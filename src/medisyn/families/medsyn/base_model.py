@@ -28,7 +28,7 @@ from medisyn.families.medsyn.channels import (
 )
 from medisyn.families.medsyn.config import CHANNELS, Grid, MedSynConfig, MedSynDefaults
 from medisyn.families.medsyn.networks import MedSynUNet
-from medisyn.families.medsyn.objective import draw_base, error_per_sample
+from medisyn.families.medsyn.objective import draw_base, draw_given, error_per_sample
 from medisyn.families.medsyn.reports import ReportReader
 from medisyn.seeding import generator_for
 from medisyn.types import Item, Request, Sample
@@ -100,8 +100,9 @@ class MedSynBase:
         alpha, sigma = cosine_alpha_sigma(times, clean.ndim)
         dropped = drawn.dropped_B.to(self.device)[:, None, None]
         text = torch.where(dropped, self.unet.null_text, encoded["text"].to(self.device).float())
-        prediction = self.unet(add_noise(clean, noise, alpha, sigma), times, text_BTE=text)
-        return error_per_sample(prediction, clean)
+        given = draw_given(draws, self.config.given_share).to(self.device)
+        noisy = torch.where(given, clean, add_noise(clean, noise, alpha, sigma))
+        return error_per_sample(self.unet(noisy, times, text_BTE=text), clean, given)
 
     def sample(self, requests: Sequence[Request], known: Sequence[Known | None] | None = None) -> torch.Tensor:
         """Channels (B, C, D, H, W) float32 in [-1, 1] for requests that share steps and guidance.
@@ -127,7 +128,8 @@ class MedSynBase:
             guided = guidance != 1 and any(request.prompt for request in resolved)
 
             def predict(x_BCDHW: torch.Tensor, time: float) -> torch.Tensor:
-                clean = self._clean(x_BCDHW, time, asked, away if guided else None, guidance)
+                seen = torch.where(is_given, values, x_BCDHW) if self.config.given_share else x_BCDHW
+                clean = self._clean(seen, time, asked, away if guided else None, guidance)
                 return torch.where(is_given, values, clean).clamp(-1, 1)
 
             return solve(predict, noise.to(self.device), self.defaults.solver, steps)

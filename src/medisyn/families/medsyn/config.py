@@ -102,17 +102,27 @@ class Grid:
         )
 
 
+def _check_share(name: str, share: float) -> None:
+    if not 0 <= share <= 1:
+        raise ConfigError(f"{name} must lie in [0, 1], got {share}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class MedSynConfig:
-    """How the base model is trained and reads reports. Defaults are the published code's."""
+    """How the base model is trained and reads reports. Defaults are the published code's.
+
+    Above 0, `given_share` is not MedSyn's: the network learns to complete channels that are given, and generation hands
+    them to it clean. With 0 they reach it with the noise of the step, as in the published code.
+    """
 
     report_dropout: float = 0.1  # share of reports replaced by the learned null text, drawn per sample and step
     long_reports: str = "pool"  # more tokens than text_tokens: "pool" averages neighbours, "cut" drops the end
     short_reports: str = "pad"  # fewer tokens: "pad" reads padding, as published; "stretch" repeats each token
+    given_share: float = 0.0  # share of samples in which channels are handed over clean, as generation hands over masks
 
     def __post_init__(self) -> None:
-        if not 0 <= self.report_dropout <= 1:
-            raise ConfigError(f"report_dropout must lie in [0, 1], got {self.report_dropout}")
+        _check_share("given_share", self.given_share)
+        _check_share("report_dropout", self.report_dropout)
         if self.long_reports not in LONG_REPORTS:
             raise ConfigError(f"long_reports must be one of {', '.join(LONG_REPORTS)}, got {self.long_reports!r}")
         if self.short_reports not in SHORT_REPORTS:
@@ -126,8 +136,10 @@ class SuperResolutionConfig:
     factor: int = 4
     crop: tuple[int, int, int] = (256, 72, 72)  # the published code: full depth, 72 x 72 in the slice
     condition_noise: float = 0.4  # the condition is (1 - a) * low + a * noise, a uniform in [0, condition_noise]
+    given_share: float = 0.0  # as in MedSynConfig
 
     def __post_init__(self) -> None:
+        _check_share("given_share", self.given_share)
         if self.factor < 2:
             raise ConfigError(f"factor must be at least 2, got {self.factor}")
         if any(side % self.factor for side in self.crop):

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from medisyn.families.medsyn.config import SuperResolutionConfig
+from medisyn.families.medsyn.config import CHANNELS, SuperResolutionConfig
+
+SEGMENTING = 0.5  # of the rows that are given something, the share that is given the CT alone
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,25 @@ def noisy_condition(
     return (1 - share) * condition_BCDHW + share * noise_BCDHW
 
 
-def error_per_sample(prediction_BCDHW: torch.Tensor, clean_BCDHW: torch.Tensor) -> torch.Tensor:
-    """Mean squared error over channels and voxels, float32 (B,) (MedSyn equations 9 and 10)."""
-    return (prediction_BCDHW.float() - clean_BCDHW.float()).square().flatten(1).mean(dim=1)
+def draw_given(generators: Sequence[torch.Generator], share: float) -> torch.Tensor:
+    """Which channels row i is given, bool (B, C, 1, 1, 1): some in `share` of the rows, all in none.
+
+    Half of those rows are given the CT alone (segmentation), the others any channels. A share of 0 draws nothing.
+    """
+    given_BC = torch.zeros(len(generators), len(CHANNELS), dtype=torch.bool)
+    for row, generator in enumerate(generators if share else ()):
+        if torch.rand((), generator=generator) >= share:
+            continue
+        some = 1 + int(torch.randint(2 ** len(CHANNELS) - 2, (), generator=generator))  # its bits are the channels
+        chosen = 1 if torch.rand((), generator=generator) < SEGMENTING else some
+        given_BC[row] = torch.tensor([bool(chosen >> number & 1) for number in range(len(CHANNELS))])
+    return given_BC[:, :, None, None, None]
+
+
+def error_per_sample(
+    prediction_BCDHW: torch.Tensor, clean_BCDHW: torch.Tensor, given_BC111: torch.Tensor
+) -> torch.Tensor:
+    """Mean squared error over voxels and the channels not given, float32 (B,) (MedSyn equations 9 and 10)."""
+    asked_BC = ~given_BC111.flatten(1)
+    error_BC = (prediction_BCDHW.float() - clean_BCDHW.float()).square().flatten(2).mean(dim=2)
+    return (error_BC * asked_BC).sum(dim=1) / asked_BC.sum(dim=1)

@@ -23,6 +23,7 @@ from medisyn.families.medsyn.networks import MedSynUNet
 from medisyn.families.medsyn.objective import (
     crop_shape,
     cut,
+    draw_given,
     draw_superres,
     error_per_sample,
     lower_resolution,
@@ -83,8 +84,9 @@ class MedSynSuperResolution:
         condition = noisy_condition(low, drawn.condition_noise_BCDHW.to(self.device), levels)
         times = drawn.times_B.to(self.device)
         alpha, sigma = cosine_alpha_sigma(times, clean.ndim)
-        prediction = self.unet(add_noise(clean, noise, alpha, sigma), times, condition_BCDHW=condition)
-        return error_per_sample(prediction, clean)
+        given = draw_given(draws, self.config.given_share).to(self.device)
+        noisy = torch.where(given, clean, add_noise(clean, noise, alpha, sigma))
+        return error_per_sample(self.unet(noisy, times, condition_BCDHW=condition), clean, given)
 
     def upscale(
         self,
@@ -126,9 +128,10 @@ class MedSynSuperResolution:
                 clean = self.unet(noisy.to(self.device, dtype), times, condition_BCDHW=given.to(self.device, dtype))
                 return clean.float().cpu()
 
+            seen = torch.where(is_given, values, x_BCDHW) if self.config.given_share else x_BCDHW
             clean = in_tiles(
                 tile_call,
-                (x_BCDHW, condition),
+                (seen, condition),
                 tile=self.defaults.tile,
                 overlap=self.defaults.overlap,
                 multiples=(1, self.multiple, self.multiple),
