@@ -25,7 +25,7 @@ from medisyn.recipes.generate_images import generate_images
 
 FUNCTION = "Apical four-chamber view. Left ventricular systolic function is {}. No pericardial effusion."
 GRADES = ("normal", "severely reduced")
-FACTORS = (200.0, 300.0, 400.0, 500.0)
+FACTORS = (200.0, 250.0, 300.0, 350.0, 400.0, 450.0, 500.0)  # 273 to 476 hold 90 % of held-out phantoms
 
 
 def function_rows(count: int) -> list[dict[str, Any]]:
@@ -54,6 +54,12 @@ def make(model: str, rows: Sequence[Mapping[str, Any]], out: Path, options: Mapp
         writer.writerows(rows)
     generate_images(prompts=table, model=model, out=out, **options)
     return out
+
+
+def told_apart(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
+    """The options that are not the defaults, without folders."""
+    given = {name: value for name, value in vars(args).items() if name not in ("model", "phantoms", "out")}
+    return " ".join(f"--{name} {value}" for name, value in given.items() if value != parser.get_default(name))
 
 
 def main() -> None:
@@ -85,7 +91,7 @@ def main() -> None:
         print(found.summary(), flush=True)
     figures = {
         "model": args.model,
-        "command": {name: str(value) for name, value in vars(args).items()},
+        "command": f"python benchmarks/starter_video.py {args.model} --phantoms HELD_OUT {told_apart(parser, args)}",
         "seconds_per_clip": seconds,  # of the first set; nothing where its clips were there before
         "function": pairs.as_dict(),
         "factor": factors.as_dict()["factor"],
