@@ -60,6 +60,7 @@ PAIRS = {
     "effusion-lungs": Asked("effusion", "lung_ml", "Large pleural effusion.", "No pleural effusion.", "lower"),
     "cardiomegaly": Asked("cardiomegaly", "cardiothoracic_ratio", "Cardiomegaly.", "No cardiomegaly."),
     "bullae": Asked("bullae", "laa950_percent", "Bullous emphysema.", "No bullae or emphysema."),
+    "bullae-910": Asked("bullae", "laa910_percent", "Bullous emphysema.", "No bullae or emphysema."),
 }
 SIDES = {side: f"Large {side} pleural effusion." for side in ("left", "right")}
 SOLVERS = (("ddim", 50), ("dpmpp-2m", 25), ("dpmpp-2m", 15), ("dpmpp-2m", 8))  # the first is the one to be equalled
