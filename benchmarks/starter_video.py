@@ -56,8 +56,8 @@ def make(model: str, rows: Sequence[Mapping[str, Any]], out: Path, options: Mapp
     return out
 
 
-def told_apart(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
-    """The options that are not the defaults, without folders."""
+def changed(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
+    """The options that differ from the defaults, without folders."""
     given = {name: value for name, value in vars(args).items() if name not in ("model", "phantoms", "out")}
     return " ".join(f"--{name} {value}" for name, value in given.items() if value != parser.get_default(name))
 
@@ -91,7 +91,7 @@ def main() -> None:
         print(found.summary(), flush=True)
     figures = {
         "model": args.model,
-        "command": f"python benchmarks/starter_video.py {args.model} --phantoms HELD_OUT {told_apart(parser, args)}",
+        "command": f"python benchmarks/starter_video.py {args.model} --phantoms HELD_OUT {changed(parser, args)}",
         "seconds_per_clip": seconds,  # of the first set; nothing where its clips were there before
         "function": pairs.as_dict(),
         "factor": factors.as_dict()["factor"],
