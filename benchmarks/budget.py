@@ -92,7 +92,7 @@ class Bench:
         """Changes of the preset that all words share: batches of 4 where the paper has 1, and no memory saved."""
         return [
             f"base={BASE}", f"init={self.init}", f"num_steps={self.steps}", f"learning_rate={self.rate}",
-            "batch_size=4", "micro_batch_size=4", "frozen_dtype=float32", "gradient_checkpointing=false",
+            "train.batch_size=4", "micro_batch_size=4", "frozen_dtype=float32", "gradient_checkpointing=false",
             "preview.pictures=0", f"train.seed={self.seed}", *self._judge,
         ]  # fmt: skip
 

@@ -139,7 +139,7 @@ def assignments_of(name: str, args: argparse.Namespace) -> list[str]:
         f"classes={args.name}",
         f"images={args.images}",
         f"train.seed={args.seed}",
-        f"batch_size={method.batch}",
+        f"train.batch_size={method.batch}",
         f"micro_batch_size={method.batch}",
         f"num_steps={-(-args.seen // method.batch)}",
         *SMALL,
