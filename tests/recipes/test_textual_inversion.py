@@ -104,6 +104,21 @@ def test_the_checkpoint_whose_pictures_are_nearest_is_kept(tmp_path, base, corpu
     assert {(row.caption, row.labels) for row in shown} <= {("<disc>", ("disc",)), ("<cross>", ("cross",))}
 
 
+def test_a_judge_without_pictures_to_judge_by_is_refused(tmp_path, base):
+    small = build_corpus.tiny_corpus(tmp_path / "corpus", count=6, size=32)  # all of them train
+    run = tiny(base, judge=JudgeConfig(images=4))
+    run.prepare(small, tmp_path / "run", lambda line: None, processes=1)
+    with pytest.raises(InputError, match=r"split 'validation', which has 0 image\(s\). Set judge.against=train"):
+        run.run(small, tmp_path / "run", lambda line: None)
+    more = build_corpus.tiny_corpus(tmp_path / "more", count=7, size=32)  # one validation picture
+    [row] = Corpus(more).rows("validation")
+    other = min({"disc", "cross"} - set(row.labels))
+    run = dataclasses.replace(run, classes=(other,))
+    run.prepare(more, tmp_path / "other", lambda line: None, processes=1)
+    with pytest.raises(CorpusError, match=f"judged against the split 'validation': .* none shows '{other}' alone"):
+        run.run(more, tmp_path / "other", lambda line: None)
+
+
 def test_a_token_can_be_learnt_on_top_of_others(tmp_path, base, corpus):
     write_embedding(Embedding("<first>", (torch.ones(2, 16),)), tmp_path / "first.safetensors")
     convert_embeddings([tmp_path / "first.safetensors"], tmp_path / "first", base=str(base))

@@ -163,7 +163,12 @@ class TextualInversionRun:
         from medisyn.recipes.selection import CheckpointJudge
 
         def shown(rows: Sequence[Any]) -> list[Any]:
-            chosen, _ = choose(rows, family.tokens, self.classes, 0, self.judge.seed)
+            if not rows:
+                return []  # the judge says what to do
+            try:
+                chosen, _ = choose(rows, family.tokens, self.classes, 0, self.judge.seed)
+            except CorpusError as error:
+                raise CorpusError(f"checkpoints are judged against the split {self.judge.against!r}: {error}") from None
             return [dataclasses.replace(one.row, caption=family.tokens[one.concept]) for one in chosen]
 
         return CheckpointJudge(family, opened, self.judge, shown)
