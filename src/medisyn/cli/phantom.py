@@ -85,6 +85,10 @@ def ultrasound(
         str | None,
         typer.Option(help="Views, with commas: apical four-chamber, apical two-chamber.", show_default="both"),
     ] = None,
+    vigorous: Annotated[
+        float,
+        typer.Option(help="Share of hearts of normal function at 80 to 140 beats a minute: clips that move much."),
+    ] = 0.0,
     seed: Annotated[int, typer.Option(help="Another seed makes other hearts.")] = 0,
     processes: Annotated[int, typer.Option(help="Processes; 1 stays in this one.")] = 1,
     json: Json = False,
@@ -112,6 +116,7 @@ def ultrasound(
             seed=seed,
             grades=GRADES if grades is None else tuple(word.strip() for word in grades.split(",")),
             views=VIEWS if views is None else tuple(word.strip() for word in views.split(",")),
+            vigorous=vigorous,
             engine="inline" if processes == 1 else f"processes:{processes}",
             progress=lambda done, _: bar.update(done - bar.n),
         )

@@ -59,11 +59,26 @@ def test_draws_keep_to_what_is_given_and_cover_it():
     assert draw_case(3) == draw_case(3)
 
 
+def test_vigorous_hearts_are_of_normal_function_and_fast_and_the_others_stay():
+    plain, half = ([draw_case(seed, vigorous=share) for seed in range(400)] for share in (0.0, 0.5))
+    changed = [now for before, now in zip(plain, half, strict=True) if now != before]
+    assert 160 < len(changed) < 240
+    assert {case.grade for case in changed} == {"normal"}
+    assert min(case.heart_rate for case in changed) < 85
+    assert max(case.heart_rate for case in changed) > 135
+    assert all(80 <= case.heart_rate <= 140 for case in changed)
+    assert {draw_case(seed, vigorous=1.0).grade for seed in range(40)} == {"normal"}
+
+
 def test_draws_from_unknown_words_are_refused():
     with pytest.raises(InputError, match="grades to draw from: 'bad' is not allowed"):
         draw_case(0, ["bad"])
     with pytest.raises(InputError, match="views to draw from: an empty list"):
         draw_case(0, views=[])
+    with pytest.raises(InputError, match="vigorous must lie in 0 to 1"):
+        draw_case(0, vigorous=2.0)
+    with pytest.raises(InputError, match="vigorous hearts have normal function, which the given grades leave out"):
+        draw_case(0, ["severely reduced"], vigorous=0.1)
 
 
 # ---- captions

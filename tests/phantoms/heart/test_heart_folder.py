@@ -93,6 +93,14 @@ def test_another_process_makes_the_same_files(folder, tmp_path):
             assert (tmp_path / "out" / path.relative_to(folder)).read_bytes() == path.read_bytes(), path.name
 
 
+def test_vigorous_hearts_are_another_folder(folder, tmp_path):
+    write_heart_phantoms(tmp_path / "fast", 3, **FILM, vigorous=1.0)
+    rates = [record["truth"]["heart_rate"] for record in runs.read_jsonl(tmp_path / "fast" / "phantoms.jsonl")]
+    assert min(rates) >= 80
+    with pytest.raises(InputError, match="holds phantoms with vigorous"):
+        write_heart_phantoms(folder, 3, **FILM, vigorous=1.0)
+
+
 def test_curate_reads_the_folder(folder, tmp_path):
     report = curate(folder / "source.yaml", tmp_path / "corpus")
     assert (report.read, report.kept, report.quarantined) == (3, 3, 0)

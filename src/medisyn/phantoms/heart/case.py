@@ -22,6 +22,7 @@ EJECTION_PERCENT = (10.0, 75.0)
 HEART_RATE = (45.0, 140.0)  # beats in a minute
 EFFUSION_ML = (60.0, 700.0)  # less than 60 mL is thinner than a pixel of a small clip
 WITH_EFFUSION = 0.4  # share of drawn cases
+VIGOROUS_RATE = (80, 140)  # beats in a minute of vigorous hearts
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,19 @@ def _check(name: str, value: float, allowed: tuple[float, float], unit: str) -> 
         raise InputError(f"heart phantom: {name} must lie in {low:g} to {high:g} {unit}, got {value:g}")
 
 
-def draw_case(seed: int, grades: Sequence[str] = GRADES, views: Sequence[str] = VIEWS) -> Case:
+def draw_case(
+    seed: int, grades: Sequence[str] = GRADES, views: Sequence[str] = VIEWS, *, vigorous: float = 0.0
+) -> Case:
     """The case of one phantom: grade and view drawn evenly from those given, all figures whole numbers.
 
     Four in ten have an effusion; small, moderate and large ones are equally common.
+
+    vigorous  share of hearts of normal function at 80 to 140 beats a minute, drawn evenly: clips with much motion are
+              rare among the others
     """
+    _check("vigorous", vigorous, (0.0, 1.0), "(a share)")
+    if vigorous > 0 and GRADES[0] not in grades:
+        raise InputError(f"heart phantom: vigorous hearts have {GRADES[0]} function, which the given grades leave out")
     for name, given, allowed in (("grades", grades, GRADES), ("views", views, VIEWS)):
         unknown = [word for word in given if word not in allowed]
         if unknown or not given:
@@ -80,9 +89,13 @@ def draw_case(seed: int, grades: Sequence[str] = GRADES, views: Sequence[str] = 
                 f"allowed.{closest(unknown[0], allowed) if unknown else ''} Allowed: {', '.join(allowed)}"
             )
     rng = np.random.default_rng(seed_for(seed, "case"))
-    view = str(rng.choice(list(views)))
-    ejection = int(rng.integers(*GRADE_PERCENT[str(rng.choice(list(grades)))]))
+    view, grade = str(rng.choice(list(views))), str(rng.choice(list(grades)))
+    another = np.random.default_rng(seed_for(seed, "vigorous"))  # so that the other hearts stay what they are
+    is_vigorous = another.random() < vigorous
+    ejection = int(rng.integers(*GRADE_PERCENT[GRADES[0] if is_vigorous else grade]))
     rate = int(np.clip(round(rng.normal(78, 20)), *HEART_RATE))
+    if is_vigorous:
+        rate = int(another.integers(*VIGOROUS_RATE, endpoint=True))
     low, high = ((60, 100), (100, 501), (501, 701))[int(rng.integers(3))]
     effusion = int(rng.integers(low, high)) if rng.random() < WITH_EFFUSION else 0
     return Case(view, float(ejection), float(rate), float(effusion))

@@ -69,6 +69,7 @@ class Settings:
     seed: int
     grades: tuple[str, ...]
     views: tuple[str, ...]
+    vigorous: float
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ def write_heart_phantoms(
     seed: int = 0,
     grades: Sequence[str] = GRADES,
     views: Sequence[str] = VIEWS,
+    vigorous: float = 0.0,
     engine: str = "inline",
     progress: Callable[[int, int], None] | None = None,
 ) -> HeartReport:
@@ -110,24 +112,26 @@ def write_heart_phantoms(
 
     size           height and width of the clips, 48 to 1024
     grades, views  what is drawn from, evenly
+    vigorous       share of hearts of normal function that beat fast, see `draw_case`
     progress       called with (done, total) phantoms
 
     Raises InputError for a count below 1, for what cannot be filmed or drawn, and when `out` holds anything else or
     phantoms of other settings; BusyError when another process writes there.
     """
-    settings = Settings((size[0], size[-1]), frames, float(frames_per_second), seed, tuple(grades), tuple(views))
+    drawn = (tuple(grades), tuple(views), float(vigorous))
+    settings = Settings((size[0], size[-1]), frames, float(frames_per_second), seed, *drawn)
     out = Path(out)
     if count < 1:
         raise InputError(f"heart phantoms: the count must be at least 1, got {count}")
     check_film(settings.size, frames, frames_per_second)
-    draw_case(0, settings.grades, settings.views)  # refuses unknown words before anything is written
+    draw_case(0, settings.grades, settings.views, vigorous=vigorous)  # refuses unknown words before anything is written
     records, there_before = write_many(HEARTS, out, count, settings, engine, progress)
     return _report(out, there_before, [record["truth"] for record in records])
 
 
 def _make(folder: Path, key: str, asked: Settings) -> dict[str, Any]:
     seed = seed_for(asked.seed, key)
-    case = draw_case(seed, asked.grades, asked.views)
+    case = draw_case(seed, asked.grades, asked.views, vigorous=asked.vigorous)
     phantom = make_heart(seed, case, size=asked.size, frames=asked.frames, frames_per_second=asked.frames_per_second)
     write_heart_phantom(folder, phantom)
     return {"caption": phantom.caption, "truth": dict(phantom.truth)}
