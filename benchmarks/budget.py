@@ -4,8 +4,11 @@
     python benchmarks/budget.py --corpus CORPUS --out DIR
     python benchmarks/budget.py --corpus CORPUS --out DIR2 --steps 300 --rate 0.005 --init "" --only cases,vectors
 
+`--subject lung` teaches lung ultrasound instead, from the corpus of lung_frames.py; judge, interpolate, inpaint and
+utility need a class without the finding and are pneumonia's alone.
+
 cases, vectors  the paper's Tables 3 and 2: embeddings of few pictures, and of few vectors (medisyn sweep)
-distance        the word <pneumonia> against plain prompts, both distances to held-out pictures of pneumonia
+distance        the word against plain prompts, both distances to held-out pictures of the class
 grid            the paper's Table 1: steps and guidance (medisyn sweep)
 judge           classifiers of real pictures: of whole ones, and of one lung's field
 interpolate     from one word to the other by weight: does the classifier's score rise?
@@ -51,16 +54,62 @@ from medisyn.recipes.utility import utility
 from medisyn.runs import environment, write_json
 from medisyn.seeding import seed_for
 
-BASE, TYPE = "starter-image", "chest X-ray"
-ILL, WELL = "pneumonia", "no pneumonia"  # labels of the corpus
-TOKENS = {ILL: "<pneumonia>", WELL: "<well>"}
-PLAIN = (
-    "Low-resolution frontal paediatric chest X-ray image showing pneumonia",  # the corpus's own caption
-    "Frontal (PA) chest X-ray image",
-    "Frontal (AP) chest X-ray image",
-    "chest X-ray showing pneumonia",
-    "Lateral chest X-ray image",
-)
+BASE = "starter-image"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A class that the base has never seen.
+
+    label, other  labels of the corpus: the class, and the one without its finding where there is such a one
+    plain         prompts that may come near it; the first is the corpus's own caption
+    init          words that the new word starts from
+    """
+
+    image_type: str
+    label: str
+    other: str | None
+    plain: tuple[str, ...]
+    init: str
+
+    @property
+    def token(self) -> str:
+        return f"<{self.label}>"
+
+    @property
+    def tokens(self) -> dict[str, str]:
+        """The new word of each label."""
+        return {self.label: self.token} | ({} if self.other is None else {self.other: "<well>"})
+
+
+SUBJECTS = {
+    "pneumonia": Subject(
+        "chest X-ray",
+        "pneumonia",
+        "no pneumonia",
+        (
+            "Low-resolution frontal paediatric chest X-ray image showing pneumonia",
+            "Frontal (PA) chest X-ray image",
+            "Frontal (AP) chest X-ray image",
+            "chest X-ray showing pneumonia",
+            "Lateral chest X-ray image",
+        ),
+        "chest X-ray",
+    ),
+    "lung": Subject(
+        "ultrasound",
+        "lung",
+        None,
+        (
+            "Lung ultrasound image",
+            "ultrasound image",
+            "Nerve ultrasound image",
+            "Nerve ultrasound image showing nerve and blood vessel",
+            "Nerve ultrasound image showing blood vessel",
+        ),
+        "ultrasound image",
+    ),
+}
 VECTORS, CASES = ("8", "16", "32", "64"), ("5", "10", "50", "100")
 FRAMES = 5
 FIELD = (12, 22, 46, 84)  # x, y, width, height of one lung's field in 128 pixels; the other is its mirror image
@@ -74,6 +123,7 @@ class Bench:
 
     corpus: Path
     out: Path
+    subject: Subject
     steps: int
     rate: float
     init: str
@@ -110,12 +160,26 @@ class Bench:
     def made(self) -> dict[str, Any]:
         return {"steps": self.sampling, "guidance": self.guidance, "seed": self.seed}
 
+    @property
+    def target(self) -> str:
+        """The class as `medisyn evaluate` names it."""
+        return f"{self.subject.image_type}/{self.subject.label}"
+
+    @property
+    def labels(self) -> tuple[str, str]:
+        """The class and the other one. SystemExit where the subject has no other."""
+        if self.subject.other is None:
+            raise SystemExit(f"{self.subject.label}: there is no class beside it, so this stage cannot be run")
+        return self.subject.label, self.subject.other
+
     def real(self, split: str, label: str) -> list[LabelledImage]:
-        return [one for one in corpus_images(Corpus(self.corpus), split) if one.name == f"{TYPE}/{label}"]
+        return [
+            one for one in corpus_images(Corpus(self.corpus), split) if one.name == f"{self.subject.image_type}/{label}"
+        ]
 
     def swept(self, name: str, vary: Mapping[str, Sequence[str]], **changes: Any) -> SweepResult:
         settings = SweepSettings(
-            **{"prompt": "<pneumonia>", "n": self.n, "seed": self.seed, "real_class": f"{TYPE}/{ILL}", **changes}
+            **{"prompt": self.subject.token, "n": self.n, "seed": self.seed, "real_class": self.target, **changes}
         )
         return sweep(self.corpus, vary, self.out / name, settings, announce=print)
 
@@ -134,8 +198,8 @@ def table(found: SweepResult) -> dict[str, Any]:
 
 
 def taught(bench: Bench, name: str, vary: Mapping[str, Sequence[str]], other: str) -> dict[str, Any]:
-    """A sweep that trains, the word being <pneumonia>; `other` is the setting that the other sweep varies."""
-    assignments = (*bench.trained, "tokens=<pneumonia>", f"classes={ILL}", other)
+    """A sweep that trains the word of the class; `other` is the setting that the other sweep varies."""
+    assignments = (*bench.trained, f"tokens={bench.subject.token}", f"classes={bench.subject.label}", other)
     found = bench.swept(
         name, vary, preset="textual-inversion", corpus=str(bench.corpus), assignments=assignments, **_sampled(bench)
     )
@@ -145,7 +209,8 @@ def taught(bench: Bench, name: str, vary: Mapping[str, Sequence[str]], other: st
 def _sampled(bench: Bench) -> dict[str, Any]:
     """A table of one prompt: a sweep reads steps and guidance from it where they are not varied."""
     path = bench.out / "prompt.csv"
-    _write_table(path, [{"prompt": "<pneumonia>", "n": bench.n, "steps": bench.sampling, "guidance": bench.guidance}])
+    row = {"prompt": bench.subject.token, "n": bench.n, "steps": bench.sampling, "guidance": bench.guidance}
+    _write_table(path, [row])
     return {"prompt": "", "prompts": str(path)}
 
 
@@ -163,7 +228,7 @@ def vectors(bench: Bench) -> dict[str, Any]:
 def word(bench: Bench, label: str, images: int) -> Path:
     """The run of a word with 64 vectors; trained where it is not there."""
     run = bench.out / "words" / f"{label.replace(' ', '-')}-{images}"
-    changes = [f"tokens={TOKENS[label]}", f"classes={label}", f"images={images}", "num_vectors=64"]
+    changes = [f"tokens={bench.subject.tokens[label]}", f"classes={label}", f"images={images}", "num_vectors=64"]
     train_preset("textual-inversion", bench.corpus, run, assignments=[*bench.trained, *changes], announce=print)
     return run
 
@@ -171,7 +236,7 @@ def word(bench: Bench, label: str, images: int) -> Path:
 def pair(bench: Bench, images: int) -> str:
     """A model folder with both words, each learnt from so many pictures."""
     folder = bench.out / "words" / f"both-{images}"
-    files = [word(bench, label, images) / "model" / "learned_embeds.safetensors" for label in TOKENS]
+    files = [word(bench, label, images) / "model" / "learned_embeds.safetensors" for label in bench.labels]
     if not folder.is_dir():
         convert_embeddings(files, folder, base=BASE)
     return str(folder)
@@ -179,35 +244,35 @@ def pair(bench: Bench, images: int) -> str:
 
 def distance(bench: Bench) -> dict[str, Any]:
     """The word beside the untrained base under plain prompts; the best of these is named by the held-out pictures."""
-    folders = {"<pneumonia>": bench.out / "plain" / "word"}
-    generate_images(
-        "<pneumonia>", model=str(word(bench, ILL, 100)), out=folders["<pneumonia>"], n=bench.n, **bench.made
-    )
-    for number, prompt in enumerate(PLAIN):
+    subject = bench.subject
+    folders = {subject.token: bench.out / "plain" / "word"}
+    learnt = str(word(bench, subject.label, 100))
+    generate_images(subject.token, model=learnt, out=folders[subject.token], n=bench.n, **bench.made)
+    for number, prompt in enumerate(subject.plain):
         folders[prompt] = bench.out / "plain" / str(number)
         generate_images(prompt, model=BASE, out=folders[prompt], n=bench.n, **bench.made)
     extractor = load_extractor("medical-encoder", None)
     store = FeatureCache(bench.out / "features", extractor)
-    training = bench.real("train", ILL)
+    training = bench.real("train", subject.label)
     drawn = np.random.default_rng(seed_for(bench.seed, "baseline")).permutation(len(training))[: bench.n]
     sets = [features_of(generated_images(folder, []), extractor, store, name) for name, folder in folders.items()]
-    held_out = features_of(bench.real("test", ILL), extractor, store, "held-out")
+    held_out = features_of(bench.real("test", subject.label), extractor, store, "held-out")
     baseline = features_of([training[number] for number in sorted(drawn)], extractor, store, "training")
     found: dict[str, Any] = {"n": bench.n, "n_real": len(held_out), "extractor": held_out.extractor}
     for measure in MEASURES:
         ranked = rank_sets(sets, held_out, measure, resamples=200, seed=bench.seed)
         (real,) = rank_sets([baseline], held_out, measure, resamples=200, seed=bench.seed)
         rows = dict(zip(folders, ranked, strict=True))
-        best = min((one.value, prompt) for prompt, one in rows.items() if prompt in PLAIN)[1]
+        best = min((one.value, prompt) for prompt, one in rows.items() if prompt in subject.plain)[1]
         found[measure] = {name: asdict(one) for name, one in rows.items()} | {"real to real": asdict(real)}
         found[measure]["best plain prompt"] = best
-        found[measure]["share of the best plain prompt"] = rows["<pneumonia>"].value / rows[best].value
+        found[measure]["share of the best plain prompt"] = rows[subject.token].value / rows[best].value
     return found
 
 
 def grid(bench: Bench) -> dict[str, Any]:
     vary = {"steps": ("5", "10", "25"), "guidance": ("1", "2", "4")}
-    return table(bench.swept("sweep-grid", vary, model=str(word(bench, ILL, 100))))
+    return table(bench.swept("sweep-grid", vary, model=str(word(bench, bench.subject.label, 100))))
 
 
 def judge(bench: Bench) -> dict[str, Any]:
@@ -215,7 +280,7 @@ def judge(bench: Bench) -> dict[str, Any]:
     found = {}
     for name, turn in (("whole", lambda image: [image]), ("field", _fields)):
         train, held_out = (
-            [part for label in (ILL, WELL) for one in bench.real(split, label) for part in turn(one)]
+            [part for label in bench.labels for one in bench.real(split, label) for part in turn(one)]
             for split in ("train", "test")
         )
         folder, record = bench.out / "judges" / name, {"trained_on": Corpus(bench.corpus).fingerprint}
@@ -238,9 +303,11 @@ def crop(pixels_HWC: np.ndarray, place: tuple[int, int, int, int]) -> np.ndarray
 
 
 def interpolate(bench: Bench) -> dict[str, Any]:
+    label, other = bench.labels
+    words = bench.subject.tokens
     report = interpolate_images(
-        "<well>", "<pneumonia>", frames=FRAMES, n=bench.series, model=pair(bench, 100),
-        out=bench.out / "interpolate", target=f"{TYPE}/{ILL}", judge=bench.out / "judges" / "whole", **bench.made,
+        words[other], words[label], frames=FRAMES, n=bench.series, model=pair(bench, 100),
+        out=bench.out / "interpolate", target=bench.target, judge=bench.out / "judges" / "whole", **bench.made,
     )  # fmt: skip
     assert report.monotone is not None
     return {**report.monotone.as_dict(), "scored_by": report.scored_by}
@@ -250,7 +317,7 @@ def inpaint(bench: Bench) -> dict[str, Any]:
     """Log-odds of pneumonia in the painted field and in the opposite one, before and after, for either word."""
     from scipy.stats import wilcoxon
 
-    originals = bench.real("test", WELL)[: bench.paintings]
+    originals = bench.real("test", bench.labels[1])[: bench.paintings]
     sides = [list(REGION)[number % 2] for number in range(len(originals))]
     folder, rows = bench.out / "inpaint", []
     (folder / "originals").mkdir(parents=True, exist_ok=True)
@@ -261,14 +328,14 @@ def inpaint(bench: Bench) -> dict[str, Any]:
         rows += [
             {"image": f"originals/{path.name}", "mask": f"box:{box}", "prompt": prompt, "key": f"{number:03d}-{name}",
              "seed": seed_for(bench.seed, f"painting/{number}") % 2**31}
-            for name, prompt in (("ill", "<pneumonia>"), ("well", "<well>"))
+            for name, prompt in zip(("ill", "well"), bench.subject.tokens.values(), strict=True)
         ]  # fmt: skip
     _write_table(folder / "table.csv", rows)
     inpaint_images(
         table=folder / "table.csv", model=pair(bench, 100), out=folder / "painted", feather=6,
         steps=bench.sampling, guidance=bench.guidance,
     )  # fmt: skip
-    score, scored_by = log_odds_of(f"{TYPE}/{ILL}", bench.out / "judges" / "field")
+    score, scored_by = log_odds_of(bench.target, bench.out / "judges" / "field")
 
     def scores(name: str, opposite: bool) -> np.ndarray:
         fields = []
@@ -325,9 +392,9 @@ def _worth(bench: Bench, images: int, arms: Sequence[str]) -> dict[str, Any]:
     folder.parent.mkdir(exist_ok=True)
     prompts = folder.with_suffix(".csv")
     rows = [
-        {"key": label.replace(" ", "-"), "prompt": token, "specialty": "radiology", "image_type": TYPE,
-         "labels": label, "n": bench.synthetic // 2}
-        for label, token in TOKENS.items()
+        {"key": label.replace(" ", "-"), "prompt": token, "specialty": "radiology",
+         "image_type": bench.subject.image_type, "labels": label, "n": bench.synthetic // 2}
+        for label, token in bench.subject.tokens.items()
     ]  # fmt: skip
     _write_table(prompts, rows)
     generate_images(prompts=prompts, model=pair(bench, images), out=folder, **bench.made)
@@ -367,7 +434,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=600, help="training steps of a word, of 4 pictures each")
     parser.add_argument("--rate", type=float, default=0.002, help="learning rate; the paper's is 0.005")
-    parser.add_argument("--init", default="chest X-ray", help="words to start from; empty: drawn as the vocabulary is")
+    parser.add_argument("--subject", choices=SUBJECTS, default="pneumonia", help="the class that is taught")
+    parser.add_argument(
+        "--init", help="words to start from, by default the subject's; empty: drawn as the vocabulary is"
+    )
     parser.add_argument("-n", "--n", type=int, default=100, help="pictures per cell and prompt")
     parser.add_argument("--series", type=int, default=24, help="seeds of the interpolation")
     parser.add_argument("--paintings", type=int, default=40)
@@ -382,11 +452,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in asked:
         if name not in STAGES:
             parser.error(f"--only {name!r} is unknown, allowed: {', '.join(STAGES)}")
-    bench = Bench(**options)
+    given_options = {name: value for name, value in options.items() if name not in ("corpus", "out")}
+    subject = SUBJECTS[options.pop("subject")]
+    options["init"] = subject.init if options["init"] is None else options["init"]
+    bench = Bench(**options, subject=subject)
     bench.out.mkdir(parents=True, exist_ok=True)
-    given = [
-        part for name, value in options.items() if name not in ("corpus", "out") for part in (f"--{name}", str(value))
-    ]
+    given = [part for name, value in given_options.items() if value is not None for part in (f"--{name}", str(value))]
     for name in asked:
         place, started = bench.out / f"{name}.json", time.perf_counter()
         if not place.is_file():
