@@ -93,7 +93,7 @@ def test_a_model_trained_at_another_size_is_judged_and_exported_at_that_size(tmp
     run = dataclasses.replace(SD_FINETUNE_TINY, base=str(base), network=None)
     opened = Corpus(corpus)
     family = run.family(tmp_path, opened)
-    run._check_size(family, opened, silent)
+    run.check_size(family, opened, silent)
     [request] = run._preview_requests(opened)[:1]
     assert family.decode(family.sample([request]))[0].array_CHW.shape == (3, 64, 64)
     family.save(tmp_path / "model")

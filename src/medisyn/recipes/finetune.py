@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from medisyn import runs
 from medisyn.errors import CorpusError
 from medisyn.recipes.selection import JudgeConfig
-from medisyn.training.settings import TrainSettings
+from medisyn.training.settings import TrainSettings, resolved
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
@@ -71,6 +71,18 @@ class PictureRun(ABC):
     def family(self, out: Path, corpus: Any) -> Any:
         """The model before training; each kind of run has its own."""
 
+    @abstractmethod
+    def check_size(self, family: Any, corpus: Any, announce: Announce) -> None:
+        """Set the model to the corpus's size and say so. ConfigError where it cannot be."""
+
+    @abstractmethod
+    def store(self, family: Any, corpus: Path, out: Path, opened: Any, processes: int) -> JoinedStore:
+        """Every sample's encoded rows, made where they are not there yet."""
+
+    def notes(self, family: Any, store: JoinedStore) -> dict[str, str]:
+        """What else `run.json` is to say."""
+        return {}
+
     def plan(self, corpus: Path, out: Path, announce: Announce) -> None:
         """Corpus, steps, and the memory of one process, measured on the first sample; `out` is left alone."""
         import tempfile
@@ -92,6 +104,29 @@ class PictureRun(ABC):
         announce(f"{weights / 1e6:.1f} million weights are trained, in {settings.precision}")
         for line in estimate.lines():
             announce(line)
+
+    def prepare(self, corpus: Path, out: Path, announce: Announce, *, processes: int) -> None:
+        """Check that the run can be resumed, make or fetch the base, and encode every sample once."""
+        from medisyn.training.run import refuse_another_run
+
+        opened = open_corpus(corpus, self.split)
+        settings = resolved(self.train.for_samples(len(opened.rows(self.split))))
+        with runs.lock(out):
+            refuse_another_run(out, {**record_of(self), "train": settings}, opened.fingerprint)
+            family = self.family(out, opened)
+            self.check_size(family, opened, announce)
+            self._judge(family, opened)
+            self.store(family, corpus, out, opened, processes)
+
+    def run(self, corpus: Path, out: Path, announce: Announce) -> TrainReport:
+        """One training process's part; the loop does the rest."""
+        opened = open_corpus(corpus, self.split)
+        family = self.family(out, opened)
+        self.check_size(family, opened, lambda line: None)
+        store = self.store(family, corpus, out, opened, processes=1)
+        return self._train(family, store, opened, out, announce, self.notes(family, store))
+
+    # Parts of the above
 
     def _train(
         self, family: Any, store: JoinedStore, opened: Any, out: Path, announce: Announce, notes: Mapping[str, str]

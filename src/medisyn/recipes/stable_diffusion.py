@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medisyn import runs
 from medisyn.errors import ConfigError
 from medisyn.families.stable_diffusion.config import NetworkConfig, StableDiffusionConfig
 from medisyn.recipes.finetune import (
@@ -18,16 +17,13 @@ from medisyn.recipes.finetune import (
     PictureRun,
     PreviewConfig,
     caption_digest,
-    open_corpus,
     picture_digest,
-    record_of,
 )
 from medisyn.recipes.selection import JudgeConfig
-from medisyn.training.settings import TrainSettings, resolved
+from medisyn.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from medisyn.families.stable_diffusion.model import StableDiffusion
-    from medisyn.training.loop import TrainReport
     from medisyn.training.precompute import EncodedStore, JoinedStore
 
 
@@ -60,28 +56,6 @@ class StableDiffusionRun(PictureRun):
 
     # The words of recipes.Preset
 
-    def prepare(self, corpus: Path, out: Path, announce: Announce, *, processes: int) -> None:
-        """Check that the run can be resumed, make or fetch the base, and encode every sample once."""
-        from medisyn.training.run import refuse_another_run
-
-        opened = open_corpus(corpus, self.split)
-        settings = resolved(self.train.for_samples(len(opened.rows(self.split))))
-        with runs.lock(out):
-            refuse_another_run(out, {**record_of(self), "train": settings}, opened.fingerprint)
-            family = self.family(out, opened)
-            self._check_size(family, opened, announce)
-            self._judge(family, opened)
-            self.store(family, corpus, out, opened, processes)
-
-    def run(self, corpus: Path, out: Path, announce: Announce) -> TrainReport:
-        """One training process's part; the loop does the rest."""
-        opened = open_corpus(corpus, self.split)
-        family = self.family(out, opened)
-        self._check_size(family, opened, lambda line: None)
-        store = self.store(family, corpus, out, opened, processes=1)
-        notes = {"size_conditioning": size_note(store.own)} if family.networks.is_xl else {}
-        return self._train(family, store, opened, out, announce, notes)
-
     # Parts of the above
 
     def family(self, out: Path, corpus: Any) -> StableDiffusion:
@@ -112,7 +86,7 @@ class StableDiffusionRun(PictureRun):
             StableDiffusion.from_config(self.network, tokenizer, seed=self.train.seed).save(folder)
         return folder
 
-    def _check_size(self, family: StableDiffusion, corpus: Any, announce: Announce) -> None:
+    def check_size(self, family: StableDiffusion, corpus: Any, announce: Announce) -> None:
         from medisyn.families.stable_diffusion.load import use_size
 
         native = family.native_size
@@ -130,6 +104,9 @@ class StableDiffusionRun(PictureRun):
         sizes = [(row.original_size, row.crop_top_left) for row in opened.rows(self.split)]
         digests = {"pictures": picture_digest(family, sizes), "captions": caption_digest(family)}
         return self._encoded(family, corpus, out, opened, processes, **digests)
+
+    def notes(self, family: StableDiffusion, store: JoinedStore) -> dict[str, str]:
+        return {"size_conditioning": size_note(store.own)} if family.networks.is_xl else {}
 
 
 def size_note(pictures: EncodedStore) -> str:

@@ -24,17 +24,14 @@ from medisyn.recipes.finetune import (
     PictureRun,
     PreviewConfig,
     add_weights,
-    open_corpus,
-    record_of,
 )
 from medisyn.recipes.selection import JudgeConfig
-from medisyn.training.settings import TrainSettings, resolved
+from medisyn.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     import torch
 
     from medisyn.families.wuerstchen.model import Wuerstchen
-    from medisyn.training.loop import TrainReport
     from medisyn.training.precompute import JoinedStore
 
 SETTLED_ON = 64  # pictures of the corpus that give a random image encoder its statistics
@@ -73,27 +70,6 @@ class WuerstchenRun(PictureRun):
 
     # The words of recipes.Preset
 
-    def prepare(self, corpus: Path, out: Path, announce: Announce, *, processes: int) -> None:
-        """Check that the run can be resumed, make or fetch the base, and encode every sample once."""
-        from medisyn.training.run import refuse_another_run
-
-        opened = open_corpus(corpus, self.split)
-        settings = resolved(self.train.for_samples(len(opened.rows(self.split))))
-        with runs.lock(out):
-            refuse_another_run(out, {**record_of(self), "train": settings}, opened.fingerprint)
-            family = self.family(out, opened)
-            self._judge(family, opened)
-            height, width = family.native_size
-            announce(f"trains, judges and generates at the corpus's size, {height}x{width} pixels")
-            self.store(family, corpus, out, opened, processes)
-
-    def run(self, corpus: Path, out: Path, announce: Announce) -> TrainReport:
-        """One training process's part; the loop does the rest."""
-        opened = open_corpus(corpus, self.split)
-        family = self.family(out, opened)
-        store = self.store(family, corpus, out, opened, processes=1)
-        return self._train(family, store, opened, out, announce, {})
-
     # Parts of the above
 
     def family(self, out: Path, corpus: Any) -> Wuerstchen:
@@ -111,6 +87,10 @@ class WuerstchenRun(PictureRun):
         family.networks.encoder()  # before hours of training, not after them
         height, width = pixels_from_samples([corpus.read(corpus.rows(self.split)[0])]).shape[2:]
         return family.with_defaults(dataclasses.replace(self.defaults, height=height, width=width))
+
+    def check_size(self, family: Wuerstchen, corpus: Any, announce: Announce) -> None:
+        height, width = family.native_size
+        announce(f"trains, judges and generates at the corpus's size, {height}x{width} pixels")
 
     def _built_base(self, out: Path, corpus: Any) -> Path:
         """Random weights and a tokenizer for these captions, made once: every process and resume has the same."""
