@@ -44,6 +44,7 @@ class HeartSet:
     """The heart phantoms that are made where the corpus is a new folder; frames and size are the grid's."""
 
     count: int
+    vigorous: float = 0.0  # see phantoms.heart.draw_case
     seed: int = 0
     processes: int = 1
 
@@ -112,6 +113,7 @@ class StarterVideoRun:
                 self.phantoms.count,
                 size=(self.grid.height, self.grid.width),
                 frames=self.grid.frames,
+                vigorous=self.phantoms.vigorous,
                 seed=self.phantoms.seed,
                 engine="inline" if self.phantoms.processes == 1 else f"processes:{self.phantoms.processes}",
             )
@@ -345,7 +347,7 @@ _TRAIN = TrainSettings(
 
 STARTER_VIDEO = StarterVideoRun(
     summary="the video model that ships with MediSyn: 16 frames of 64 x 112 pixels from text, from heart phantoms",
-    phantoms=HeartSet(count=2000),
+    phantoms=HeartSet(count=3000, vigorous=0.33),  # else few clips move as much as a factor of 500 asks
     network=UNetConfig(
         width=48,
         multipliers=(1, 2),
