@@ -13,7 +13,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,8 @@ def _is_there(kind: PhantomKind, folder: Path, settings: Any) -> bool:
     except (FileNotFoundError, ValueError):
         return False
     asked = _asked(kind, folder.name, settings)
-    return all(record.get(name) == value for name, value in asked.items()) and all(
+    default = _defaults(settings)
+    return all(record.get(name, default.get(name)) == value for name, value in asked.items()) and all(
         (folder / name).exists() for name in kind.files
     )
 
@@ -134,11 +135,18 @@ def _claim(kind: PhantomKind, out: Path, settings: Any) -> None:
         return
     if run.get("kind") != kind.run:
         raise InputError(f"{out.name}/ holds a {run.get('kind', 'different')} run; choose another --out")
+    default = _defaults(settings)
     for name, value in json.loads(json.dumps(asdict(settings))).items():
-        if run.get(name) != value:
+        made_with = run.get(name, default.get(name))
+        if made_with != value:
             raise InputError(
-                f"{out.name}/ holds phantoms with {name} {run.get(name)}, now it is {value}. Choose another --out"
+                f"{out.name}/ holds phantoms with {name} {made_with}, now it is {value}. Choose another --out"
             )
+
+
+def _defaults(settings: Any) -> dict[str, Any]:
+    """Values of settings that folders made before them do not name."""
+    return {field.name: field.default for field in fields(settings) if field.default is not MISSING}
 
 
 def _write_tables(kind: PhantomKind, out: Path, settings: Any, records: Sequence[Record]) -> None:

@@ -86,6 +86,18 @@ def test_what_is_missing_is_made_again_and_more_may_be_added(folder, tmp_path):
     assert "4 heart phantoms in" in report.text()
 
 
+def test_a_folder_from_before_a_setting_goes_on(folder, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(folder, out)
+    for file in (out / "run.json", *out.glob("heart-*/truth.json")):
+        content = json.loads(file.read_text())
+        del content["vigorous"]
+        file.write_text(json.dumps(content))
+    assert write_heart_phantoms(out, 4, **FILM).there_before == 3
+    with pytest.raises(InputError, match="holds phantoms with vigorous"):
+        write_heart_phantoms(out, 4, **FILM, vigorous=0.5)
+
+
 def test_another_process_makes_the_same_files(folder, tmp_path):
     write_heart_phantoms(tmp_path / "out", 3, **FILM, engine="processes:1")
     for path in sorted(folder.rglob("*.*")):

@@ -69,7 +69,7 @@ class Settings:
     seed: int
     grades: tuple[str, ...]
     views: tuple[str, ...]
-    vigorous: float
+    vigorous: float = 0.0  # younger than the first folders of phantoms
 
 
 @dataclass(frozen=True)
