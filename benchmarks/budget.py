@@ -446,6 +446,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sampling", type=int, default=10, help="solver steps")
     parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--judged", type=int, default=0, help="pictures by which the best of all checkpoints is kept")
+    parser.add_argument("--seed", type=int, default=0, help="of training and of generation")
     parser.add_argument("--only", default=",".join(STAGES), help=f"of {', '.join(STAGES)}, with commas")
     options = vars(parser.parse_args(arguments))
     asked = [name.strip() for name in options.pop("only").split(",")]
