@@ -133,10 +133,15 @@ def test_an_enlarged_heart_has_a_ratio_above_normal(healthy):
 def test_bullae_are_air_and_raise_low_attenuation(healthy):
     ill = made(Finding("bullae", "right", 0.8))
     assert healthy.truth["laa950_percent"] < 0.1
-    assert ill.truth["laa950_percent"] > 1
+    assert ill.truth["laa950_percent"] > 3
     bullae = ill.masks["finding"] == 1 + KINDS.index("bullae")
     assert np.median(ill.volume.array_CDHW[0][bullae]) < -900
     assert set(np.unique(ill.masks["lobe"][bullae])) <= {0, 3, 4, 5}
+
+
+def test_bullous_emphysema_is_graded_by_its_low_attenuation():
+    mild, moderate, severe = (made(Finding("bullae", "both", s)).truth["laa950_percent"] for s in (0.1, 0.5, 1.0))
+    assert 0.05 < mild < 1 < 3 < moderate < 10 < 15 < severe < 35
 
 
 @pytest.mark.parametrize(

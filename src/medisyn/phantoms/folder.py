@@ -201,7 +201,7 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
 THORAXES = PhantomKind(
     run="phantom-ct",
     prefix="thorax",
-    version=1,
+    version=2,
     files=("ct.nii.gz", "report.txt", *(f"{mask}.nii.gz" for mask in MASKS)),
     per_task=4,
     asked=_asked,

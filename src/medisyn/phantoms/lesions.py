@@ -16,7 +16,7 @@ from medisyn.phantoms.grid import ellipsoid
 from medisyn.phantoms.survey import Survey
 
 MOST_FLUID = 0.55  # of one pleural space
-APEX = 0.55  # t above which bullae lie
+APEX = 0.55  # t above which mild bullae lie
 
 
 @dataclass(frozen=True)
@@ -138,12 +138,12 @@ def _lobe(finding: Finding, side: str, seen: Survey, rng: np.random.Generator) -
 
 
 def _bullae(side: str, severity: float, chest: Chest, seen: Survey, rng: np.random.Generator) -> list[Blob]:
-    """Round pockets below the pleura, most of them near the apex."""
-    high = chest.patient.t_of(seen.points_S3[:, 2]) > APEX
+    """Round pockets below the pleura: a few near the apex when they are mild, large ones further down when severe."""
+    high = chest.patient.t_of(seen.points_S3[:, 2]) > APEX - 0.3 * severity
     outer = seen.side(side) & (seen.depth_S > -16) & high & (np.abs(seen.points_S3[:, 0]) > 35)
     blobs = []
-    for _ in range(2 + round(7 * severity)):
-        radius = float(rng.uniform(7, 12) + severity * rng.uniform(2, 20))
+    for _ in range(3 + round(9 * severity)):
+        radius = float(rng.uniform(8, 13) + severity * rng.uniform(4, 24))
         stretch = rng.uniform(0.8, 1.2, 3)
         blobs.append(Blob("bullae", _point(seen, outer, rng), tuple(radius * stretch), 0.6))
     return blobs

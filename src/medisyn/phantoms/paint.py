@@ -230,7 +230,7 @@ def _parenchyma(scene: Scene, grid: Grid, fine: Array, coarse: Array, fissures: 
             holes = np.clip(coarse * 0.7 + fine * 0.6 + p.t_of(grid.body_z) - 0.35, 0, 1.2) * np.where(
                 x * side > 0, 1.0, 0.0
             )
-            tissue -= np.float32(75 * severity) * holes.astype(np.float32)
+            tissue -= np.float32(160 * severity) * holes.astype(np.float32)
     return np.maximum(tissue, np.float32(-1000))
 
 
