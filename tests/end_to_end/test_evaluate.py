@@ -297,13 +297,15 @@ def test_images_without_class_are_counted(corpus, encoder, tmp_path):
 
 
 def test_encoder_and_judge_are_trained_from_a_corpus(corpus, tmp_path):
-    record = medical_encoder.run(corpus, tmp_path / "encoder", steps=2, seed=0)
+    record = medical_encoder.run(corpus, tmp_path / "encoder", steps=2, judge_steps=3, seed=0)
     config = json.loads((tmp_path / "encoder" / "config.json").read_text())
     assert config["classes"] == ["histopathology/blue", "histopathology/red"]
     assert config["trained_on"] == Corpus(corpus).fingerprint
     assert config["train_images"] == {"histopathology/blue": 10, "histopathology/red": 10}
     assert record["encoder"]["held_out_accuracy"][-1]["n"] == 12
     assert record["encoder"]["settings"]["seed"] != record["judge"]["settings"]["seed"]
+    assert [record[name]["settings"]["steps"] for name in ("encoder", "judge")] == [2, 3]
+    assert record["judge"]["settings"]["augmentation"]["zoom"] == (0.95, 1.05)  # size tells cells apart
     assert load_encoder(tmp_path / "encoder").dim == 256
     assert load_judge(tmp_path / "encoder" / "judge").classes == config["classes"]
 
@@ -311,12 +313,12 @@ def test_encoder_and_judge_are_trained_from_a_corpus(corpus, tmp_path):
 def test_training_needs_two_classes(tmp_path):
     build_corpus(tmp_path / "small", {"train": 3})
     with pytest.raises(InputError, match=r"0 class\(es\) of at least 8 images"):
-        medical_encoder.run(tmp_path / "small", tmp_path / "out", steps=1)
+        medical_encoder.run(tmp_path / "small", tmp_path / "out", steps=1, judge_steps=1)
 
 
 def test_training_without_held_out_images(tmp_path):
     build_corpus(tmp_path / "c", {"train": 8})
-    record = medical_encoder.run(tmp_path / "c", tmp_path / "out", steps=1)
+    record = medical_encoder.run(tmp_path / "c", tmp_path / "out", steps=1, judge_steps=1)
     assert record["judge"]["held_out_accuracy"] == []
 
 

@@ -118,17 +118,18 @@ def test_the_encoder_preset(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
         "medisyn.recipes.medical_encoder.run",
-        lambda corpus, out, *, steps, seed: asked.append((steps, seed)) or {"encoder": {}},
+        lambda corpus, out, *, steps, judge_steps, seed: asked.append((steps, judge_steps, seed)) or {"encoder": {}},
     )
-    run = MedicalEncoderRun(num_steps=5, seed=2)
+    run = MedicalEncoderRun(num_steps=5, judge_steps=7, seed=2)
     lines = []
     run.plan(tmp_path, tmp_path, lines.append)
-    assert "5 steps" in lines[0]
+    assert "5 steps of 32 images for the encoder, 7 for the judge" in lines[0]
     run.prepare(tmp_path, tmp_path, lines.append, processes=1)
     report = run.run(tmp_path, tmp_path, lines.append)
-    assert asked == [(5, 2)]
+    assert asked == [(5, 7, 2)]
     assert "encoder and judge written" in report.summary()
     with pytest.raises(ConfigError, match="one process, got processes=2"):
         run.prepare(tmp_path, tmp_path, lines.append, processes=2)
-    with pytest.raises(ConfigError, match="num_steps must be at least 1"):
-        MedicalEncoderRun(num_steps=0)
+    for name in ("num_steps", "judge_steps"):
+        with pytest.raises(ConfigError, match=f"{name} must be at least 1"):
+            MedicalEncoderRun(**{name: 0})

@@ -21,23 +21,6 @@ from medisyn.errors import InputError, TrainingError
 from medisyn.seeding import generator_for
 
 
-@dataclass(frozen=True, kw_only=True)
-class FitSettings:
-    """How long and how."""
-
-    steps: int
-    seed: int
-    batch_size: int = 32
-    learning_rate: float = 2e-3  # AdamW on 0.6 M parameters, warmed up over 5 % of the steps, then a half cosine to 0
-    weight_decay: float = 0.02
-    label_smoothing: float = 0.05
-    balance: float = 0.5  # 0: classes as often as their images; 1: all equally often, which overrates the rarest
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 1:
-            raise InputError(f"fitting needs at least 1 step and 1 image, got {self.steps} and {self.batch_size}")
-
-
 @dataclass(frozen=True)
 class Augmentation:
     """The ranges from which a view is drawn; shares are of the image's side, grey levels of 0 to 255."""
@@ -56,6 +39,24 @@ class Augmentation:
 
 # Tint and brightness keep a class from being known by the stain or the lamp of its slides.
 ENCODER_AUGMENTATION = Augmentation()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """How long and how."""
+
+    steps: int
+    seed: int
+    batch_size: int = 32
+    learning_rate: float = 2e-3  # AdamW on 0.6 M parameters, warmed up over 5 % of the steps, then a half cosine to 0
+    weight_decay: float = 0.02
+    label_smoothing: float = 0.05
+    balance: float = 0.5  # 0: classes as often as their images; 1: all equally often, which overrates the rarest
+    augmentation: Augmentation = ENCODER_AUGMENTATION
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 1:
+            raise InputError(f"fitting needs at least 1 step and 1 image, got {self.steps} and {self.batch_size}")
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def _balanced_batches(
     for _ in range(settings.steps):
         chosen = draw_balanced(labels_N, settings.batch_size, rng, settings.balance)
         rgb = torch.from_numpy(images_NHWC[chosen]).permute(0, 3, 1, 2).float()
-        rgb = apply_view(rgb, draw_view(draws, len(chosen)), draws)
+        rgb = apply_view(rgb, draw_view(draws, len(chosen), settings.augmentation), draws)
         yield rgb.contiguous(memory_format=torch.channels_last), torch.from_numpy(labels_N[chosen]).long()
 
 

@@ -1,12 +1,13 @@
 """Train the small medical encoder (for distances) and the judge (for class accuracy) on a corpus's training split.
 
-Two networks of two makes from two seeds; about 200 images per second and core each, so 1,200 steps of 32 images take
-three to four minutes. `run` is what the preset `medical-encoder` calls.
+Two networks of two makes from two seeds; about 200 images per second and core each. The judge learns longer, and from
+other views: cells are told apart by their size, and lie any way. `run` is what the preset `medical-encoder` calls.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,18 +20,21 @@ from medisyn.recipes.corpus_images import LabelledImage, at_size, corpus_images,
 if TYPE_CHECKING:
     from medisyn.evaluation.classify import JudgeNetwork
     from medisyn.evaluation.features.encoder import MedicalEncoder
-    from medisyn.evaluation.fit import FitSettings
+    from medisyn.evaluation.fit import Augmentation, FitSettings
 
 MIN_CLASS_IMAGES = 8  # a class with fewer training images cannot be learnt and would be drawn to death by balancing
+SMALL_JUDGE = (24, 48, 96, 192)  # learns in a few hundred steps
+SHIPPED_JUDGE = (32, 64, 128, 256)
 
 
-def run(corpus: Path, out: Path, *, steps: int = 1200, seed: int = 0) -> dict[str, Any]:
+def run(corpus: Path, out: Path, *, steps: int = 1200, judge_steps: int = 5000, seed: int = 0) -> dict[str, Any]:
     """Train both networks and write `out`/{model.safetensors,config.json} and `out`/judge/ (the same two files).
 
     Returns the record that config.json holds: corpus fingerprint, classes, images, settings, held-out accuracy.
     """
     from medisyn.corpus.loader import Corpus
     from medisyn.evaluation.features.encoder import MedicalEncoder, save_network
+    from medisyn.evaluation.fit import Augmentation
 
     opened = Corpus(corpus)
     train, rare = of_known_class(corpus_images(opened, "train"), MIN_CLASS_IMAGES)
@@ -49,7 +53,16 @@ def run(corpus: Path, out: Path, *, steps: int = 1200, seed: int = 0) -> dict[st
     encoder = _seeded(MedicalEncoder, classes, seed)
     encoder_record = shared | _train(encoder, train, held_out, steps, seed)
     save_network(encoder, out, {**encoder.config, **encoder_record})
-    judge_record = train_judge(train, held_out, out / "judge", steps=steps, seed=seed + 1, record=shared)
+    judge_record = train_judge(
+        train,
+        held_out,
+        out / "judge",
+        steps=judge_steps,
+        seed=seed + 1,
+        record=shared,
+        widths=SHIPPED_JUDGE,
+        augmentation=Augmentation(degrees=180.0, zoom=(0.95, 1.05), tint=(0.85, 1.18)),
+    )
     return {"encoder": encoder_record, "judge": judge_record}
 
 
@@ -61,12 +74,14 @@ def train_judge(
     steps: int,
     seed: int,
     record: dict[str, Any],
+    widths: Sequence[int] = SMALL_JUDGE,
+    augmentation: Augmentation | None = None,
 ) -> dict[str, Any]:
-    """Train the judge classifier on images of known class and write it to `out`."""
+    """Train the judge classifier on images of known class and write it to `out`; views are `fit`'s own by default."""
     from medisyn.evaluation.classify import JudgeNetwork, save_judge
 
-    network = _seeded(JudgeNetwork, sorted({image.name for image in train}), seed)
-    full_record = record | _train(network, train, held_out, steps, seed)
+    network = _seeded(JudgeNetwork, sorted({image.name for image in train}), seed, widths=widths)
+    full_record = record | _train(network, train, held_out, steps, seed, augmentation)
     save_judge(network, out, full_record)
     return full_record
 
@@ -79,13 +94,13 @@ def _held_out(corpus: Any, classes: list[str]) -> list[LabelledImage]:
     return []
 
 
-def _seeded(make: Any, classes: list[str], seed: int) -> Any:
+def _seeded(make: Any, classes: list[str], seed: int, **sizes: Any) -> Any:
     """A network whose first weights depend on the seed alone; the global generator is left as it was."""
     import torch
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return make(classes)
+        return make(classes, **sizes)
 
 
 def _train(
@@ -94,12 +109,13 @@ def _train(
     held_out: list[LabelledImage],
     steps: int,
     seed: int,
+    augmentation: Augmentation | None = None,
 ) -> dict[str, Any]:
     from tqdm import tqdm
 
-    from medisyn.evaluation.fit import FitSettings, fit
+    from medisyn.evaluation.fit import ENCODER_AUGMENTATION, FitSettings, fit
 
-    settings = FitSettings(steps=steps, seed=seed)
+    settings = FitSettings(steps=steps, seed=seed, augmentation=augmentation or ENCODER_AUGMENTATION)
     numbers = {name: k for k, name in enumerate(network.config["classes"])}
     labels = np.array([numbers[image.name] for image in train])
     with tqdm(total=steps, desc=type(network).__name__, unit="step", disable=None) as bar:

@@ -31,15 +31,19 @@ class MedicalEncoderRun:
     """Both networks are small enough to be trained in one go: there is nothing to resume."""
 
     summary: str = "the small CNN behind offline distances, and the judge that names the class of an image"
-    num_steps: int = 1200  # three to four minutes on one core; see recipes/medical_encoder.py
+    num_steps: int = 1200  # of the encoder: three to four minutes on one core
+    judge_steps: int = 5000  # of the judge: about twenty minutes
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise ConfigError(f"num_steps must be at least 1, got {self.num_steps}")
+        for name in ("num_steps", "judge_steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     def plan(self, corpus: Path, out: Path, announce: Announce) -> None:
-        announce(f"{self.num_steps} steps of 32 images for each of two networks, on one process")
+        announce(
+            f"{self.num_steps} steps of 32 images for the encoder, {self.judge_steps} for the judge, on one process"
+        )
 
     def prepare(self, corpus: Path, out: Path, announce: Announce, *, processes: int) -> None:
         if processes != 1:
@@ -48,4 +52,5 @@ class MedicalEncoderRun:
     def run(self, corpus: Path, out: Path, announce: Announce) -> EncoderReport:
         from medisyn.recipes import medical_encoder
 
-        return EncoderReport(out, medical_encoder.run(corpus, out, steps=self.num_steps, seed=self.seed))
+        record = medical_encoder.run(corpus, out, steps=self.num_steps, judge_steps=self.judge_steps, seed=self.seed)
+        return EncoderReport(out, record)
