@@ -29,7 +29,7 @@ CtSteps = Annotated[int | None, typer.Option(help="Solver steps of the base mode
 CtGuidance = Annotated[
     float | None, typer.Option(help="How strongly the report steers; 1 is not at all.", show_default="the model's")
 ]
-CtSolver = Annotated[str | None, typer.Option(help="ddim or dpmpp-2m.", show_default="the model's")]
+CtSolver = Annotated[str | None, typer.Option(help="ddim, dpmpp-2m or renoise.", show_default="the model's")]
 
 
 def tell(report: Report, json: bool, note: str = "Synthetic images. Not for diagnostic use.") -> None:

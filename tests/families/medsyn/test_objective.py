@@ -1,14 +1,17 @@
-"""Channels handed over clean: how often, which, and that the loss leaves them out."""
+"""Channels handed over clean: how often, which, and that the loss leaves them out. Low noise: weights, what is seen."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
 import build_medsyn as build
+from medisyn.diffusion.cosine import cosine_alpha_sigma
+from medisyn.diffusion.schedules import add_noise
 from medisyn.errors import ConfigError
 from medisyn.families.medsyn.config import MedSynConfig, SuperResolutionConfig
-from medisyn.families.medsyn.objective import draw_given, error_per_sample
+from medisyn.families.medsyn.objective import draw_given, error_per_sample, weight_of, with_what_is_seen
 from medisyn.seeding import generator_for
 from medisyn.types import Request
 
@@ -85,3 +88,62 @@ def test_training_hands_channels_over_clean(share):
 def test_a_share_is_a_share(config):
     with pytest.raises(ConfigError, match=r"given_share must lie in \[0, 1\], got 1.5"):
         config(given_share=1.5)
+
+
+def test_what_is_seen_joins_the_guess_by_its_precision():
+    """CTs that miss the guess by a spread of s: the joined prediction errs by s^2 (1 - c), the least there is."""
+    generator, spread = torch.Generator().manual_seed(0), 0.2
+    guess = torch.full((3, 4, 16, 16, 16), 0.3)
+    clean = guess + spread * torch.randn(guess.shape, generator=generator)
+    times = torch.tensor([0.02, 0.15, 0.6])
+    alpha, sigma = cosine_alpha_sigma(times, 5)
+    noisy = add_noise(clean, torch.randn(guess.shape, generator=generator), alpha, sigma)
+    joined = with_what_is_seen(guess, noisy, times, spread)
+    noise_B = (sigma / alpha).square().flatten()
+    least = spread**2 * noise_B / (spread**2 + noise_B)
+    assert (joined - clean)[:, 0].square().mean(dim=(1, 2, 3)).tolist() == pytest.approx(least.tolist(), rel=0.05)
+    assert least[0] < 0.05 * spread**2 < 0.9 * spread**2 < least[2]
+    assert torch.equal(joined[:, 1:], guess[:, 1:])  # the masks
+    assert torch.equal(with_what_is_seen(guess, noisy, times, 0.0), guess)
+
+
+def test_low_noise_counts_more_up_to_the_limit():
+    times = torch.tensor([0.0, 0.492, 1.0])  # in the middle alpha and sigma are alike: cos^2 of (0.492 + 0.008) / 1.008
+    assert weight_of(times, 10.0).tolist() == pytest.approx(
+        [10.0, 1 / math.sin(math.pi / 2 * 0.5 / 1.008) ** 2, 1.0], rel=1e-3
+    )
+    assert weight_of(times, 1.0).tolist() == pytest.approx([1.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("limit", [1.0, 4.0])
+def test_the_loss_of_both_networks_is_weighted(limit):
+    for model, limited in (
+        (build.base(), build.base(config=MedSynConfig(weight_limit=limit))),
+        (build.superres(), build.superres(config=replace(build.SUPERRES, weight_limit=limit))),
+    ):
+        rows = model.encode(build.chests(4))
+        times = torch.stack([torch.rand((), generator=generator) for generator in draws(4)])
+        assert torch.allclose(limited.loss(rows, draws(4)), model.loss(rows, draws(4)) * weight_of(times, limit))
+
+
+def test_generation_joins_what_the_network_was_shown():
+    """With a residual far above the noise the CT is the noisy one, whatever an untrained network guesses."""
+    base = build.base(config=MedSynConfig(ct_residual=1e4))
+    noise = torch.randn(1, 4, 8, 8, 8, generator=torch.Generator().manual_seed(1))
+    clean = base._clean(noise, 0.5, base._text([""]), None, 1.0)
+    alpha, _ = cosine_alpha_sigma(torch.tensor([0.5]), 5)
+    assert torch.allclose(clean[:, :1], noise[:, :1] / alpha, atol=1e-3)
+
+    superres = build.superres(config=replace(build.SUPERRES, ct_residual=1e4))
+    fine = superres.upscale(torch.zeros(1, 4, 8, 8, 8), [0])
+    started_from = torch.randn(4, 16, 16, 16, generator=generator_for(0, "superres"))
+    assert torch.equal(fine[0, 0].sign(), started_from[0].sign())
+
+
+@pytest.mark.parametrize("config", [MedSynConfig, SuperResolutionConfig])
+@pytest.mark.parametrize(
+    ("name", "value"), [("weight_limit", 0.5), ("weight_limit", float("inf")), ("ct_residual", -1)]
+)
+def test_low_noise_settings_are_checked(config, name, value):
+    with pytest.raises(ConfigError, match=f"{name} must be"):
+        config(**{name: value})

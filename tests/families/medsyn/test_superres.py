@@ -9,7 +9,14 @@ import build_medsyn as build
 from medisyn.errors import ConfigError, InputError, ModelError
 from medisyn.families.medsyn.config import BASE_TINY, SuperResolutionConfig
 from medisyn.families.medsyn.networks import build_unet
-from medisyn.families.medsyn.objective import cut, draw_superres, lower_resolution, noisy_condition, repeat_voxels
+from medisyn.families.medsyn.objective import (
+    cut,
+    draw_superres,
+    keep_voxels,
+    lower_resolution,
+    noisy_condition,
+    repeat_voxels,
+)
 from medisyn.families.medsyn.superres import MedSynSuperResolution
 from medisyn.seeding import generator_for
 from medisyn.types import Request
@@ -83,6 +90,27 @@ def test_a_tile_as_large_as_the_volume_is_the_untiled_run_and_small_tiles_are_no
     assert torch.equal(whole, larger)
     difference = (build.superres().upscale(low, [3]) - whole).abs().mean()
     assert 0 < float(difference) < 0.4  # of a range of 2, random weights, four cells of attention per slice and tile
+
+
+def test_what_low_voxels_miss_is_spread_by_straight_lines():
+    fine, low = torch.zeros(1, 1, 4, 4, 8), torch.zeros(1, 1, 1, 1, 2)
+    low[..., 0], low[..., 1] = 4.0, 8.0
+    assert keep_voxels(fine, low, 4)[0, 0, 0, 0].tolist() == [4, 5, 6, 7, 8, 8, 8, 8]
+    anything = torch.randn(2, 3, 8, 8, 8)
+    low = torch.randn(2, 3, 4, 4, 4)
+    assert torch.allclose(lower_resolution(keep_voxels(anything, low, 2), 2), low, atol=1e-6)
+    assert torch.equal(keep_voxels(anything, lower_resolution(anything, 2), 2), anything)
+
+
+def test_the_base_models_ct_voxels_are_kept_where_that_is_asked_for():
+    low = torch.rand(1, 4, 8, 8, 8) * 1.8 - 0.9
+    kept = build.superres(defaults=replace(build.DEFAULTS, keep_base=True)).upscale(low, [0])
+    assert torch.allclose(lower_resolution(kept, 2)[:, 0], low[:, 0], atol=1e-6)
+    free = build.superres().upscale(low, [0])
+    assert (lower_resolution(free, 2)[:, 0] - low[:, 0]).abs().mean() > 0.1
+    given = torch.rand(16, 16, 16)  # at the fine grid: the base model's voxels give way
+    both = build.superres(defaults=replace(build.DEFAULTS, keep_base=True)).upscale(low, [0], known=[{"ct": given}])
+    assert torch.equal(both[0, 0], given)
 
 
 def test_what_does_not_fit_is_refused():

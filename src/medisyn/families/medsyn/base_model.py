@@ -28,7 +28,13 @@ from medisyn.families.medsyn.channels import (
 )
 from medisyn.families.medsyn.config import CHANNELS, Grid, MedSynConfig, MedSynDefaults
 from medisyn.families.medsyn.networks import MedSynUNet
-from medisyn.families.medsyn.objective import draw_base, draw_given, error_per_sample
+from medisyn.families.medsyn.objective import (
+    draw_base,
+    draw_given,
+    error_per_sample,
+    weight_of,
+    with_what_is_seen,
+)
 from medisyn.families.medsyn.reports import ReportReader
 from medisyn.seeding import generator_for
 from medisyn.types import Item, Request, Sample
@@ -93,7 +99,7 @@ class MedSynBase:
         return {"channels": channels.half(), "text": self.reader.read([sample.caption for sample in samples])}
 
     def loss(self, encoded: Encoded, draws: Sequence[torch.Generator]) -> torch.Tensor:
-        """Loss per sample (B,): mean squared error of the predicted clean channels. Row i draws from draws[i]."""
+        """Loss per sample (B,): weighted squared error of the predicted clean channels. Row i draws from draws[i]."""
         clean = encoded["channels"].to(self.device).float()
         drawn = draw_base(draws, clean.shape[1:], self.config.report_dropout)
         times, noise = drawn.times_B.to(self.device), drawn.noise_BCDHW.to(self.device)
@@ -102,7 +108,8 @@ class MedSynBase:
         text = torch.where(dropped, self.unet.null_text, encoded["text"].to(self.device).float())
         given = draw_given(draws, self.config.given_share).to(self.device)
         noisy = torch.where(given, clean, add_noise(clean, noise, alpha, sigma))
-        return error_per_sample(self.unet(noisy, times, text_BTE=text), clean, given)
+        predicted = with_what_is_seen(self.unet(noisy, times, text_BTE=text), noisy, times, self.config.ct_residual)
+        return weight_of(times, self.config.weight_limit) * error_per_sample(predicted, clean, given)
 
     def sample(self, requests: Sequence[Request], known: Sequence[Known | None] | None = None) -> torch.Tensor:
         """Channels (B, C, D, H, W) float32 in [-1, 1] for requests that share steps and guidance.
@@ -120,7 +127,10 @@ class MedSynBase:
         values = torch.stack([value for value, _ in given]).to(self.device)
         is_given = torch.stack([mask for _, mask in given]).to(self.device)
         shape = (len(CHANNELS), *self.grid.shape)
-        noise = torch.stack([torch.randn(shape, generator=generator_for(r.seed, "noise")) for r in resolved])
+        generators = [generator_for(request.seed, "noise") for request in resolved]
+
+        def draw() -> torch.Tensor:
+            return torch.stack([torch.randn(shape, generator=one) for one in generators]).to(self.device)
 
         with self.inference():
             asked = self._text([request.prompt for request in resolved])
@@ -132,19 +142,19 @@ class MedSynBase:
                 clean = self._clean(seen, time, asked, away if guided else None, guidance)
                 return torch.where(is_given, values, clean).clamp(-1, 1)
 
-            return solve(predict, noise.to(self.device), self.defaults.solver, steps)
+            return solve(predict, draw, self.defaults.solver, steps)
 
     def _clean(
         self, x_BCDHW: torch.Tensor, time: float, asked: torch.Tensor, away: torch.Tensor | None, guidance: float
     ) -> torch.Tensor:
         """The clean prediction, guided as null + scale * (text - null): one network call in either case."""
-        dtype = self.unet.dtype
+        x, texts = (x_BCDHW, asked) if away is None else (torch.cat([x_BCDHW, x_BCDHW]), torch.cat([away, asked]))
+        times, dtype = torch.full((len(x),), time, device=self.device), self.unet.dtype
+        guess = self.unet(x.to(dtype), times, text_BTE=texts.to(dtype))
+        clean = with_what_is_seen(guess, x, times, self.config.ct_residual)
         if away is None:
-            times = torch.full((len(x_BCDHW),), time, device=self.device)
-            return self.unet(x_BCDHW.to(dtype), times, text_BTE=asked.to(dtype)).float()
-        doubled, texts = torch.cat([x_BCDHW, x_BCDHW]), torch.cat([away, asked])
-        times = torch.full((len(doubled),), time, device=self.device)
-        blank, told = self.unet(doubled.to(dtype), times, text_BTE=texts.to(dtype)).float().chunk(2)
+            return clean
+        blank, told = clean.chunk(2)
         return guide(blank, told, guidance)
 
     def _text(self, prompts: Sequence[str]) -> torch.Tensor:

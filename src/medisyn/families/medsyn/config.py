@@ -107,21 +107,33 @@ def _check_share(name: str, share: float) -> None:
         raise ConfigError(f"{name} must lie in [0, 1], got {share}")
 
 
+def _check_low_noise(weight_limit: float, ct_residual: float) -> None:
+    if not 1 <= weight_limit < float("inf"):
+        raise ConfigError(f"weight_limit must be 1 or more, and finite, got {weight_limit}")
+    if not 0 <= ct_residual < float("inf"):
+        raise ConfigError(f"ct_residual must be 0 or more, and finite, got {ct_residual}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class MedSynConfig:
     """How the base model is trained and reads reports. Defaults are the published code's.
 
     Above 0, `given_share` is not MedSyn's: the network learns to complete channels that are given, and generation hands
-    them to it clean. With 0 they reach it with the noise of the step, as in the published code.
+    them to it clean. With 0 they reach it with the noise of the step, as in the published code. The two after it are
+    not MedSyn's either: at low noise the error of a clean volume is small, and a short training leaves it as it is,
+    worse than that of the noisy volume itself; `objective.py` says what they do.
     """
 
     report_dropout: float = 0.1  # share of reports replaced by the learned null text, drawn per sample and step
     long_reports: str = "pool"  # more tokens than text_tokens: "pool" averages neighbours, "cut" drops the end
     short_reports: str = "pad"  # fewer tokens: "pad" reads padding, as published; "stretch" repeats each token
     given_share: float = 0.0  # share of samples in which channels are handed over clean, as generation hands over masks
+    weight_limit: float = 1.0  # the loss of a time counts min(1 / sigma^2, weight_limit) times; 1 is MedSyn's
+    ct_residual: float = 0.0  # SD of what the network's guess of the CT misses, in [-1, 1] units; 0 is MedSyn's
 
     def __post_init__(self) -> None:
         _check_share("given_share", self.given_share)
+        _check_low_noise(self.weight_limit, self.ct_residual)
         _check_share("report_dropout", self.report_dropout)
         if self.long_reports not in LONG_REPORTS:
             raise ConfigError(f"long_reports must be one of {', '.join(LONG_REPORTS)}, got {self.long_reports!r}")
@@ -136,10 +148,13 @@ class SuperResolutionConfig:
     factor: int = 4
     crop: tuple[int, int, int] = (256, 72, 72)  # the published code: full depth, 72 x 72 in the slice
     condition_noise: float = 0.4  # the condition is (1 - a) * low + a * noise, a uniform in [0, condition_noise]
-    given_share: float = 0.0  # as in MedSynConfig
+    given_share: float = 0.0  # this and the next two as in MedSynConfig
+    weight_limit: float = 1.0
+    ct_residual: float = 0.0
 
     def __post_init__(self) -> None:
         _check_share("given_share", self.given_share)
+        _check_low_noise(self.weight_limit, self.ct_residual)
         if self.factor < 2:
             raise ConfigError(f"factor must be at least 2, got {self.factor}")
         if any(side % self.factor for side in self.crop):
@@ -156,6 +171,7 @@ class MedSynDefaults:
     steps: int = 50
     guidance: float = 1.0  # the published evaluation script; its script for conditional volumes has 3
     superres_steps: int = 20
+    keep_base: bool = False  # the refined CT has the base model's voxels among its own; not in MedSyn
     tile: tuple[int, int, int] = (256, 72, 72)  # the shape the network was trained on
     overlap: int = 16  # voxels that neighbouring tiles share
 

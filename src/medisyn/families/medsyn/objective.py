@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from medisyn.diffusion.cosine import cosine_alpha_sigma
 from medisyn.families.medsyn.config import CHANNELS, SuperResolutionConfig
 
 SEGMENTING = 0.5  # of the rows that are given something, the share that is given the CT alone
@@ -92,6 +93,18 @@ def repeat_voxels(volumes_BCDHW: torch.Tensor, factor: int) -> torch.Tensor:
     return F.interpolate(volumes_BCDHW, scale_factor=factor, mode="nearest")
 
 
+def keep_voxels(fine_BCDHW: torch.Tensor, low_BCdhw: torch.Tensor, factor: int) -> torch.Tensor:
+    """The fine volumes, moved so that every `factor`-th voxel is that of the low ones.
+
+    What they differ by there is spread by straight lines to the voxels between, and held beyond the last one.
+    """
+    missed = low_BCdhw - lower_resolution(fine_BCDHW, factor)
+    corners = F.pad(missed, (0, 1) * 3, mode="replicate")
+    sides = [factor * side + 1 for side in missed.shape[2:]]
+    between = F.interpolate(corners, size=sides, mode="trilinear", align_corners=True)
+    return fine_BCDHW + between[..., :-1, :-1, :-1]
+
+
 def noisy_condition(
     condition_BCDHW: torch.Tensor, noise_BCDHW: torch.Tensor, noise_levels_B: torch.Tensor
 ) -> torch.Tensor:
@@ -122,3 +135,30 @@ def error_per_sample(
     asked_BC = ~given_BC111.flatten(1)
     error_BC = (prediction_BCDHW.float() - clean_BCDHW.float()).square().flatten(2).mean(dim=2)
     return (error_BC * asked_BC).sum(dim=1) / asked_BC.sum(dim=1)
+
+
+def with_what_is_seen(
+    guess_BCDHW: torch.Tensor, noisy_BCDHW: torch.Tensor, times_B: torch.Tensor, ct_residual: float
+) -> torch.Tensor:
+    """The clean prediction, float32: of the CT, the network's guess and what the noisy one shows, by their precision.
+
+    clean = c * noisy / alpha + (1 - c) * guess, c = s^2 / (s^2 + sigma^2 / alpha^2), where s is `ct_residual`: with s
+    as the data's spread, the skip of Karras et al. 2022 (table 1). Masks, whose values are few, and s = 0 keep the
+    guess.
+    """
+    guess_BCDHW = guess_BCDHW.float()
+    if not ct_residual:
+        return guess_BCDHW
+    alpha, sigma = cosine_alpha_sigma(times_B, noisy_BCDHW.ndim)
+    share = ct_residual**2 / (ct_residual**2 + (sigma / alpha).square())
+    ct_B1DHW = share * noisy_BCDHW[:, :1].float() / alpha + (1 - share) * guess_BCDHW[:, :1]
+    return torch.cat([ct_B1DHW, guess_BCDHW[:, 1:]], dim=1)
+
+
+def weight_of(times_B: torch.Tensor, weight_limit: float) -> torch.Tensor:
+    """min(1 / sigma^2, weight_limit), (B,): how often the loss of a time counts.
+
+    1 / sigma^2 weighs the clean volume's error as the velocity's; the limit is Hang et al. 2023 (Min-SNR).
+    """
+    _, sigma_B = cosine_alpha_sigma(times_B, 1)
+    return sigma_B.square().reciprocal().clamp(max=weight_limit)

@@ -26,9 +26,12 @@ from medisyn.families.medsyn.objective import (
     draw_given,
     draw_superres,
     error_per_sample,
+    keep_voxels,
     lower_resolution,
     noisy_condition,
     repeat_voxels,
+    weight_of,
+    with_what_is_seen,
 )
 from medisyn.families.medsyn.tiles import in_tiles
 from medisyn.seeding import generator_for
@@ -75,7 +78,7 @@ class MedSynSuperResolution:
         return {"channels": channels.half()}
 
     def loss(self, encoded: Encoded, draws: Sequence[torch.Generator]) -> torch.Tensor:
-        """Loss per sample (B,) on one crop of each: mean squared error of the predicted clean channels."""
+        """Loss per sample (B,) on one crop of each: weighted squared error of the predicted clean channels."""
         fine, factor = encoded["channels"], self.config.factor
         drawn = draw_superres(draws, fine.shape[1:], self.config)
         clean = cut(fine, drawn.corners, crop_shape(fine.shape[2:], self.config)).to(self.device)
@@ -86,7 +89,9 @@ class MedSynSuperResolution:
         alpha, sigma = cosine_alpha_sigma(times, clean.ndim)
         given = draw_given(draws, self.config.given_share).to(self.device)
         noisy = torch.where(given, clean, add_noise(clean, noise, alpha, sigma))
-        return error_per_sample(self.unet(noisy, times, condition_BCDHW=condition), clean, given)
+        guess = self.unet(noisy, times, condition_BCDHW=condition)
+        predicted = with_what_is_seen(guess, noisy, times, self.config.ct_residual)
+        return weight_of(times, self.config.weight_limit) * error_per_sample(predicted, clean, given)
 
     def upscale(
         self,
@@ -119,14 +124,19 @@ class MedSynSuperResolution:
         self, low_1Cdhw: torch.Tensor, seed: int, steps: int, known: tuple[torch.Tensor, torch.Tensor]
     ) -> torch.Tensor:
         values, is_given = known
-        condition = repeat_voxels(low_1Cdhw.float().cpu(), self.config.factor)
-        noise = torch.randn(condition.shape[1:], generator=generator_for(seed, "superres"))[None]
+        low = low_1Cdhw.float().cpu()
+        condition = repeat_voxels(low, self.config.factor)
+        generator = generator_for(seed, "superres")
+
+        def draw() -> torch.Tensor:
+            return torch.randn(condition.shape[1:], generator=generator)[None]
 
         def predict(x_BCDHW: torch.Tensor, time: float) -> torch.Tensor:
             def tile_call(noisy: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
                 times, dtype = torch.full((len(noisy),), time, device=self.device), self.unet.dtype
-                clean = self.unet(noisy.to(self.device, dtype), times, condition_BCDHW=given.to(self.device, dtype))
-                return clean.float().cpu()
+                noisy, given = noisy.to(self.device), given.to(self.device)
+                guess = self.unet(noisy.to(dtype), times, condition_BCDHW=given.to(dtype))
+                return with_what_is_seen(guess, noisy, times, self.config.ct_residual).cpu()
 
             seen = torch.where(is_given, values, x_BCDHW) if self.config.given_share else x_BCDHW
             clean = in_tiles(
@@ -136,10 +146,13 @@ class MedSynSuperResolution:
                 overlap=self.defaults.overlap,
                 multiples=(1, self.multiple, self.multiple),
             )
+            if self.defaults.keep_base:
+                kept_ct = keep_voxels(clean[:, :1], low[:, :1], self.config.factor)
+                clean = torch.cat([kept_ct, clean[:, 1:]], dim=1)
             return torch.where(is_given, values, clean).clamp(-1, 1)
 
         with eval_mode(self.unet):
-            return solve(predict, noise, self.defaults.solver, steps)
+            return solve(predict, draw, self.defaults.solver, steps)
 
     def sample(self, requests: Sequence[Request]) -> torch.Tensor:
         """Refuses: the model refines a volume of the base model."""
