@@ -1,11 +1,13 @@
 """The figures of a chest CT model's card: what prompts do, masks that are kept, segmentation, features, solvers, time.
 
-    python benchmarks/starter_ct.py starter-ct --phantoms held-out/ --count 32 --out runs/starter-ct-figures
-    python benchmarks/starter_ct.py runs/ct/model --phantoms held-out/ --out figures/ --only effusion,side
+    python benchmarks/starter_ct.py starter-ct --phantoms held-out/ --normals normals/ --count 32 --out figures/
+    python benchmarks/starter_ct.py runs/ct/model --phantoms held-out/ --out figures/ --only segmentation,speed
 
 `--phantoms` is a folder of `medisyn phantom ct` with another seed than the model's corpus; it should hold at least
-twice --count, and 20 without each finding. Each stage writes <out>/<stage>.json and is not repeated while that is
-there (--again repeats it); volumes that are there are kept. figures.json and figures.md put together what there is.
+twice --count. `--normals` is one of `medisyn phantom ct --findings none`, at least 20: a quantity's normal range is
+theirs, measured as that of generated volumes is. Pairs and side need it. Each stage writes <out>/<stage>.json and is
+not repeated while that is there (--again repeats it); volumes that are there are kept. figures.json and figures.md put
+together what there is.
 Quantities are measured in the CT alone, with the classical segmenter, in generated volumes and phantoms alike.
 """
 
@@ -26,6 +28,7 @@ import torch
 from starter_ct_table import markdown
 
 from medisyn.corpus.readers import read_item
+from medisyn.errors import InputError
 from medisyn.evaluation.alignment import prompt_pair
 from medisyn.evaluation.anatomy import dice, normal_range
 from medisyn.evaluation.anatomy_table import LOBE_MEASURES
@@ -66,6 +69,8 @@ SIDES = {side: f"Large {side} pleural effusion." for side in ("left", "right")}
 SOLVERS = (("ddim", 50), ("dpmpp-2m", 25), ("dpmpp-2m", 15), ("dpmpp-2m", 8))  # the first is the one to be equalled
 MASKS = ("lobe", "airway", "vessel")
 RESAMPLES = 2000
+READABLE = 0.9  # Dice of the lobes that the segmenter finds in a phantom's own CT: collapsed lobes are not to be found
+READABLE_ROW = f"lobes, classical segmenter, where it reads the phantom with {READABLE} or more"
 LEFT_LUNG = tuple(name for label, name in LOBE_MEASURES.items() if label in (1, 2))
 RIGHT_LUNG = tuple(name for label, name in LOBE_MEASURES.items() if label in (3, 4, 5))
 
@@ -80,6 +85,7 @@ class Bench:
     out: Path
     seed: int = 0
     dtype: str = "auto"
+    normals: Path | None = None  # phantoms without findings
 
     def made(self, name: str, prompt: str) -> list[Mapping[str, float]]:
         """The quantities of `count` volumes of one prompt."""
@@ -92,15 +98,15 @@ class Bench:
         """truth.json of every held-out phantom."""
         return read_jsonl(self.phantoms / "phantoms.jsonl")
 
-    def measured_phantoms(self) -> list[dict[str, Any]]:
-        """Kinds of findings and measured quantities of every held-out phantom; measured once."""
-        place = self.out / "phantoms.json"
+    def normal(self, measure: str) -> np.ndarray:
+        """The measure in each phantom without findings; NaN where it could not be taken. Measured once."""
+        place = self.out / "normals.json"
         if not place.is_file():
-            found = evaluate_anatomy(self.phantoms, masks="classical", out=self.out / "anatomy" / "phantoms")
-            kinds = {one["key"]: [finding["kind"] for finding in one["findings"]] for one in self.truths()}
-            rows = [{"key": one.key, "kinds": kinds[one.key], "values": _plain(one.values)} for one in found.volumes]
-            write_json(place, rows)
-        return list(json.loads(place.read_text()))
+            if self.normals is None:
+                raise InputError("this stage needs --normals, a folder of `medisyn phantom ct --findings none`")
+            found = evaluate_anatomy(self.normals, masks="classical", out=self.out / "anatomy" / "normals")
+            write_json(place, [{"key": one.key, "values": _plain(one.values)} for one in found.volumes])
+        return np.array([one["values"][measure] for one in json.loads(place.read_text())], dtype=float)
 
     def chosen(self) -> Path:
         """A folder with the first `count` phantoms."""
@@ -118,20 +124,26 @@ class Bench:
 
 
 def pair(bench: Bench, name: str) -> dict[str, Any]:
-    """One pair of prompts: the test, the medians, and where the denying arm lies among phantoms without the finding."""
+    """One pair of prompts: the test, the medians, and where the denying arm lies among phantoms without findings.
+
+    A denying volume that could not be measured counts as outside.
+    """
     asked = PAIRS[name]
     prompts = {"present": asked.present, "absent": asked.absent}
     arms = {
         arm: [values[asked.measure] for values in bench.made(f"{asked.finding}-{arm}", prompt)]
         for arm, prompt in prompts.items()
     }
-    normals = _normals(bench, asked.finding, asked.measure)
+    normals = bench.normal(asked.measure)
     usual = normal_range(normals)
     kept = {arm: np.array(values)[np.isfinite(values)] for arm, values in arms.items()}
     found = prompt_pair(
         kept["present"], kept["absent"], direction=asked.direction, normal_range=usual, resamples=RESAMPLES
     )
-    assert found.absent_interval is not None
+    assert found.absent_in_range is not None
+    denied = len(arms["absent"])
+    inside = round(found.absent_in_range * found.n_absent)
+    interval = wilson(inside, denied)
     return {
         "measure": asked.measure,
         "prompts": prompts,
@@ -140,23 +152,19 @@ def pair(bench: Bench, name: str) -> dict[str, Any]:
         "normal_range": usual,
         "n_normal": int(np.isfinite(normals).sum()),
         **_plain(asdict(found)),
-        "reached": {"p < 0.001": found.p < 0.001, "absent inside the normal range": found.absent_interval.high >= 0.95},
+        "absent_in_range": inside / denied,
+        "absent_interval": asdict(interval),
+        "reached": {"p < 0.001": found.p < 0.001, "absent inside the normal range": interval.high >= 0.95},
         "values": {arm: _plain(dict(enumerate(values))) for arm, values in arms.items()},
     }
-
-
-def _normals(bench: Bench, finding: str, measure: str) -> np.ndarray:
-    """The measure in held-out phantoms without the finding; NaN where it could not be taken."""
-    found = [one["values"][measure] for one in bench.measured_phantoms() if finding not in one["kinds"]]
-    return np.array(found, dtype=float)
 
 
 def side(bench: Bench) -> dict[str, Any]:
     """How often the side that was asked for is the one with the larger part of the measured fluid; no fluid is wrong.
 
-    `lungs`: how often its lung has a smaller share of the air than in 97.5 % of phantoms without an effusion.
+    `lungs`: how often its lung has a smaller share of the air than in 97.5 % of phantoms without findings.
     """
-    left, right = (sum(_normals(bench, "effusion", name) for name in names) for names in (LEFT_LUNG, RIGHT_LUNG))
+    left, right = (sum(bench.normal(name) for name in names) for names in (LEFT_LUNG, RIGHT_LUNG))
     low, high = normal_range(np.asarray(left / (left + right)))
     fluid: dict[str, list[bool]] = {}
     lungs: dict[str, list[bool]] = {}
@@ -200,18 +208,21 @@ def lobes(bench: Bench) -> dict[str, Any]:
     segment_volumes(folder, model=bench.model, out=bench.out / "volumes" / "lobes-read", dtype=bench.dtype)
     read_again = sorted((bench.out / "volumes" / "lobes-read").glob("*-alone-lobe.nii.gz"))
     scores: dict[str, list[float]] = {}
-    for file, again in zip(find_volumes(folder), read_again, strict=True):
-        ct = _ct(file.ct)
-        given = _mask(file.masks["lobe"], ct)
-        found = segment_ct(ct).masks["lobe"]
+    for file, again, phantom in zip(find_volumes(folder), read_again, find_volumes(bench.chosen()), strict=True):
+        ct, own = _ct(file.ct), _ct(phantom.ct)
+        assert file.key.startswith(f"{phantom.key}-"), "both folders are in the order of their keys"
+        given, truth = _mask(file.masks["lobe"], ct), _mask(phantom.masks["lobe"], own)
+        found, found_own = segment_ct(ct).masks["lobe"], segment_ct(own).masks["lobe"]
+        lobes_found = dice_of({"lobe": found}, {"lobe": given})["lobe"]
+        lobes_own = dice_of({"lobe": found_own}, {"lobe": truth})["lobe"]
         _add(scores, "lungs, classical segmenter", dice(found, given))
-        _add(scores, "lobes, classical segmenter", dice_of({"lobe": found}, {"lobe": given})["lobe"])
+        _add(scores, "lobes, classical segmenter", lobes_found)
         _add(scores, "lobes, the model reading its CT", dice_of({"lobe": _mask(again, ct)}, {"lobe": given})["lobe"])
-    for file in find_volumes(bench.chosen()):
-        ct = _ct(file.ct)
-        truth, found = _mask(file.masks["lobe"], ct), segment_ct(ct).masks["lobe"]
-        _add(scores, "phantoms: lungs, classical segmenter", dice(found, truth))
-        _add(scores, "phantoms: lobes, classical segmenter", dice_of({"lobe": found}, {"lobe": truth})["lobe"])
+        _add(scores, "phantoms: lungs, classical segmenter", dice(found_own, truth))
+        _add(scores, "phantoms: lobes, classical segmenter", lobes_own)
+        if lobes_own >= READABLE:
+            _add(scores, READABLE_ROW, lobes_found)
+            _add(scores, f"phantoms: {READABLE_ROW}", lobes_own)
     dices = {name: _mean(values) for name, values in scores.items()}
     reached = dices["lobes, classical segmenter"]["mean"] >= 0.9
     return {"dice": dices, "reached": {"measured lobes, Dice at least 0.9": reached}}
@@ -415,6 +426,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--phantoms", type=Path, required=True)
+    parser.add_argument("--normals", type=Path, help="phantoms without findings")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=32, help="volumes per prompt")
     parser.add_argument("--seed", type=int, default=0)
@@ -427,7 +439,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if name not in STAGES:
             parser.error(f"--only {name!r} is unknown, allowed: {', '.join(STAGES)}")
     options.out.mkdir(parents=True, exist_ok=True)
-    bench = Bench(options.model, options.phantoms, options.count, options.out, options.seed, options.dtype)
+    o = options
+    bench = Bench(o.model, o.phantoms, o.count, o.out, o.seed, o.dtype, o.normals)
     for name in asked:
         place = options.out / f"{name}.json"
         if options.again or not place.is_file():
@@ -435,7 +448,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_json(place, {"stage": name, "count": bench.count, **STAGES[name](bench)})
     there = {name: options.out / f"{name}.json" for name in STAGES}
     figures = {
-        "command": f"python benchmarks/starter_ct.py MODEL --phantoms PHANTOMS --count {bench.count} "
+        "command": f"python benchmarks/starter_ct.py MODEL --phantoms PHANTOMS --normals NORMALS --count {bench.count} "
         f"--seed {bench.seed}",
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "environment": environment(),

@@ -43,7 +43,7 @@ def _pair_lines(name: str, found: Mapping[str, Any]) -> list[str]:
         f"{found['medians']['absent']:.4g} | | {n} |",
         f"| {name} | superiority, p = {found['p']:.2g} | {found['superiority']:.1%} | {chance['low']:.1%} to "
         f"{chance['high']:.1%} | {n} |",
-        f"| {name} | absent inside {low:.4g} to {high:.4g} ({found['n_normal']} phantoms) | "
+        f"| {name} | absent inside {low:.4g} to {high:.4g} ({found['n_normal']} normal phantoms) | "
         f"{found['absent_in_range']:.1%} | {inside['low']:.1%} to {inside['high']:.1%} | {found['n_absent']} |",
     ]
 
