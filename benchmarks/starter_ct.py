@@ -439,8 +439,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if name not in STAGES:
             parser.error(f"--only {name!r} is unknown, allowed: {', '.join(STAGES)}")
     options.out.mkdir(parents=True, exist_ok=True)
-    o = options
-    bench = Bench(o.model, o.phantoms, o.count, o.out, o.seed, o.dtype, o.normals)
+    named = ("model", "phantoms", "count", "out", "seed", "dtype", "normals")
+    bench = Bench(**{name: getattr(options, name) for name in named})
     for name in asked:
         place = options.out / f"{name}.json"
         if options.again or not place.is_file():
