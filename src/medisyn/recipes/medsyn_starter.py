@@ -250,7 +250,7 @@ STARTER_CT = StarterCtRun(
     ),
     defaults=MedSynDefaults(
         solver="renoise",  # on one path a small network takes its own errors for data
-        steps=25,  # at 15 low attenuation is halved
+        steps=25,
         guidance=2.0,
         superres_steps=3,
         keep_base=True,  # without it holes of the base model are closed
