@@ -14,6 +14,7 @@ from medisyn.families.medsyn.report_encoder import open_encoder
 from medisyn.phantoms.folder import write_phantoms
 from medisyn.recipes import PRESETS
 from medisyn.recipes.medsyn_starter import STARTER_CT, PhantomSet
+from medisyn.recipes.medsyn_train import started_unet
 from medisyn.recipes.models import open_model
 from medisyn.types import Request
 
@@ -94,6 +95,10 @@ def test_a_run_goes_on_from_a_model(tmp_path):
     wider = dataclasses.replace(onward, superres=dataclasses.replace(TINY.superres, width=16))
     with pytest.raises(ConfigError, match=r"its superres network has another width \(8\) than this run's"):
         wider._presets(tmp_path / "third")["superres"].family()
+    stem = open_unet(first / "model" / "base").state_dict()["stem.weight"]
+    finer = started_unet(str(first), "base", dataclasses.replace(TINY.base, patch=2))
+    assert finer is not None
+    assert (finer.factor, torch.equal(finer.state_dict()["stem.weight"], stem)) == (4, True)
 
 
 def test_phantoms_that_were_interrupted_are_finished_and_others_are_left_alone(tmp_path):

@@ -237,15 +237,21 @@ def join_medsyn(
 def started_unet(place: str, part: str, wanted: UNetConfig) -> MedSynUNet | None:
     """The network `part` ("base" or "superres") of a model, to train on from; None for no place.
 
-    Raises ConfigError when its size is not `wanted`.
+    A network of patches may go on from the one of the same size without. Raises ConfigError when its size is not
+    `wanted`.
     """
     from medisyn.families.medsyn.folders import open_unet
+    from medisyn.families.medsyn.networks import build_unet
 
     if not place:
         return None
     network = open_unet(_part(place, part))
     have = {name: network.config[name] for name in dataclasses.asdict(wanted)}
     differing = [name for name, value in dataclasses.asdict(wanted).items() if _plain(have[name]) != _plain(value)]
+    if differing == ["patch"] and have["patch"] == 1:
+        finer = build_unet(wanted)
+        finer.begin_with_coarser(network)
+        return finer
     if differing:
         raise ConfigError(
             f"start_from={place}: its {part} network has another {', '.join(differing)} "

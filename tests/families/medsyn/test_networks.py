@@ -41,7 +41,11 @@ def test_the_papers_networks_have_the_published_number_of_weights():
     assert count_parameters(SUPERRES_PAPER) == 54_307_908
 
 
-@pytest.mark.parametrize(("config", "inputs"), [(BASE_TINY, base_input()), (SUPERRES_TINY, superres_input())])
+@pytest.mark.parametrize(
+    ("config", "inputs"),
+    [(BASE_TINY, base_input()), (SUPERRES_TINY, superres_input()), (replace(BASE_TINY, patch=2), base_input())],
+    ids=["base", "superres", "patches"],
+)
 def test_every_weight_gets_a_gradient(config, inputs):
     network = build_unet(config)
     if config.text_width:
@@ -52,6 +56,29 @@ def test_every_weight_gets_a_gradient(config, inputs):
     # a bias or scale that group normalisation removes gets none beyond rounding: there is no such one here
     dead = [n for n, p in network.named_parameters() if p.grad is None or not (p.grad.abs().sum() > 0)]
     assert dead == []
+
+
+def test_a_network_of_patches_begins_as_the_coarser_one():
+    coarse, fine, inputs = build_unet(BASE_TINY), build_unet(replace(BASE_TINY, patch=2), seed=1), base_input()
+    fine.begin_with_coarser(coarse)
+    first_voxels = coarse(**{**inputs, "noisy_BCDHW": inputs["noisy_BCDHW"][..., ::2, ::2, ::2]})
+    torch.testing.assert_close(
+        fine(**inputs), first_voxels.repeat_interleave(2, 2).repeat_interleave(2, 3).repeat_interleave(2, 4)
+    )
+    with pytest.raises(ModelError, match="other sizes"):
+        fine.begin_with_coarser(build_unet(replace(BASE_TINY, width=16)))
+
+
+def test_each_value_of_the_head_is_one_voxel_of_the_patch():
+    network = build_unet(replace(BASE_TINY, patch=2))
+    with torch.no_grad():
+        network.head.weight.zero_()
+        network.head.bias.copy_(torch.arange(32.0))
+        network.detail_head.weight.zero_()
+        network.detail_head.bias.zero_()
+    out_BCDHW = network(**base_input())
+    for channel, i, j, k in ((0, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (2, 1, 0, 1), (3, 1, 1, 1)):
+        assert (out_BCDHW[:, channel, i::2, j::2, k::2] == 8 * channel + 4 * i + 2 * j + k).all()
 
 
 def test_text_time_and_slices_reach_the_output():
@@ -229,6 +256,8 @@ def test_inputs_that_do_not_fit_are_refused():
     network, inputs = build_unet(BASE_TINY), base_input()
     with pytest.raises(InputError, match=r"\(B, 4, D, H, W\) with H and W multiples of 2"):
         network(**{**inputs, "noisy_BCDHW": torch.zeros(2, 4, 6, 7, 8)})
+    with pytest.raises(InputError, match=r"multiples of 4 and D of 2, got \(2, 4, 5, 8, 8\)"):
+        build_unet(replace(BASE_TINY, patch=2))(**{**inputs, "noisy_BCDHW": torch.zeros(2, 4, 5, 8, 8)})
     with pytest.raises(InputError, match="this network takes a text and no condition"):
         network(**{**inputs, "text_BTE": None})
     with pytest.raises(InputError, match="this network takes a condition and no text"):
@@ -238,6 +267,8 @@ def test_inputs_that_do_not_fit_are_refused():
 def test_sizes_that_cannot_be_built_are_refused():
     with pytest.raises(ConfigError, match="up_order must be one of late, mid, got 'early'"):
         UNetConfig(width=8, up_order="early")
+    with pytest.raises(ConfigError, match="patch must be 1 or more, got 0"):
+        UNetConfig(width=8, patch=0)
     with pytest.raises(ConfigError, match="width must divide by norm_groups 8, got 12"):
         UNetConfig(width=12)
     with pytest.raises(ConfigError, match="both 0 or both above 0, got 16 and 0"):

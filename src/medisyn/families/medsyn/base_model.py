@@ -68,9 +68,12 @@ class MedSynBase:
                 f"the base model reads vectors of width {unet.config['text_width']}, the report encoder makes "
                 f"{report_encoder.config.hidden_size}: they do not belong together"
             )
-        factor = 2 ** (len(unet.config["multipliers"]) - 1)
-        if any(side % factor for side in self.grid.shape[1:]):
-            raise ModelError(f"height and width of the grid must divide by {factor}, got {self.grid.shape}")
+        depth, *slice_sides = self.grid.shape
+        patch, factor = unet.config["patch"], unet.factor
+        if depth % patch or any(side % factor for side in slice_sides):
+            raise ModelError(
+                f"height and width of the grid must divide by {factor}, its depth by {patch}, got {self.grid.shape}"
+            )
         self.reader = ReportReader(
             report_encoder,
             tokenizer,

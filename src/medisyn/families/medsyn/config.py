@@ -33,8 +33,11 @@ class UNetConfig:
     pooled_text: bool = False  # the mean of the text joins the time; not in MedSyn, lets a small network read soon
     middle_blocks: int = 1
     up_order: str = "late"  # the order that the published inference scripts run; "mid" is the training scripts'
+    patch: int = 1  # side of the cube of voxels that becomes one place of the network; 1 is MedSyn's
 
     def __post_init__(self) -> None:
+        if self.patch < 1:
+            raise ConfigError(f"patch must be 1 or more, got {self.patch}")
         if self.up_order not in UP_ORDERS:
             raise ConfigError(f"up_order must be one of {', '.join(UP_ORDERS)}, got {self.up_order!r}")
         if self.width % self.norm_groups:
@@ -48,8 +51,8 @@ class UNetConfig:
 
     @property
     def factor(self) -> int:
-        """What height and width must divide by; depth is never halved."""
-        return int(2 ** (len(self.multipliers) - 1))
+        """What height and width must divide by; depth, which is never halved, by `patch`."""
+        return int(self.patch * 2 ** (len(self.multipliers) - 1))
 
 
 BASE_PAPER = UNetConfig(width=160, heads=8, text_width=768, text_tokens=192, middle_blocks=4)

@@ -66,7 +66,8 @@ class MedSynUNet(ModelMixin, ConfigMixin):
 
     With `text_width` it is the base model: it reads a report by cross-attention at the bottom, or its learned null
     text; with `pooled_text`, which MedSyn's has not, also as one vector beside the time. Without, it is the
-    super-resolution model: it reads a second volume of the same shape.
+    super-resolution model: it reads a second volume of the same shape. With `patch` above 1, which MedSyn's has not
+    either, all this happens at one place per cube of `patch` voxels a side; a last block works on single voxels.
     """
 
     @register_to_config
@@ -82,6 +83,7 @@ class MedSynUNet(ModelMixin, ConfigMixin):
         pooled_text: bool = False,
         middle_blocks: int = 4,
         up_order: str = "late",
+        patch: int = 1,
     ) -> None:
         super().__init__()
         self.reads_text = text_width > 0
@@ -94,6 +96,8 @@ class MedSynUNet(ModelMixin, ConfigMixin):
             return ResidualBlock(inner, outer, kernel=kernel, groups=norm_groups, time_width=time_width)
 
         self.stem = nn.Conv3d(channels, width, 7, padding=3)
+        if patch > 1:
+            self.patch_stem = nn.Conv3d(channels, width, 3 * patch, stride=patch, padding=patch)
         self.time_mlp = nn.Sequential(
             TimeEmbedding(width), nn.Linear(width, time_width), nn.GELU(), nn.Linear(time_width, time_width)
         )
@@ -136,7 +140,13 @@ class MedSynUNet(ModelMixin, ConfigMixin):
             for number, (a, b) in enumerate(reversed(pairs))
         )
         self.head_block = ResidualBlock(2 * width, width, kernel=IN_SLICE, groups=norm_groups)
-        self.head = nn.Conv3d(width, len(CHANNELS), 1)
+        self.head = nn.Conv3d(width, len(CHANNELS) * patch**3, 1)
+        if patch > 1:
+            fine = 2 * norm_groups
+            self.detail = ResidualBlock(
+                channels + len(CHANNELS), fine, kernel=IN_SPACE, groups=norm_groups, time_width=time_width
+            )
+            self.detail_head = nn.Conv3d(fine, len(CHANNELS), 1)
 
     def forward(
         self,
@@ -148,9 +158,8 @@ class MedSynUNet(ModelMixin, ConfigMixin):
     ) -> torch.Tensor:
         """The clean volume, in [-1, 1] when trained. `times_B` lie in [0, 1]."""
         self._check(noisy_BCDHW, text_BTE, condition_BCDHW)
-        x = noisy_BCDHW if condition_BCDHW is None else torch.cat([condition_BCDHW, noisy_BCDHW], dim=1)
-        x = self.stem(x)
-        start = x
+        seen = noisy_BCDHW if condition_BCDHW is None else torch.cat([condition_BCDHW, noisy_BCDHW], dim=1)
+        start = x = self._begin(seen)
         time_BV = self.time_mlp[1:](self.time_mlp[0](times_B.float() * TIME_SCALE).to(x.dtype))
         if self.config["pooled_text"] and text_BTE is not None:
             time_BV = time_BV + self.text_mlp((text_BTE.mean(dim=1) - self.text_mean) / self.text_sd)
@@ -167,7 +176,52 @@ class MedSynUNet(ModelMixin, ConfigMixin):
 
         for level in self.ups:
             x = level(x, skips.pop(), time_BV)
-        return self.head(self.head_block(torch.cat([x, start], dim=1)))
+        drawn = self.head(self.head_block(torch.cat([x, start], dim=1)))
+        return drawn if self.config["patch"] == 1 else self._in_detail(seen, drawn, time_BV)
+
+    @property
+    def factor(self) -> int:
+        """What height and width of a volume must divide by."""
+        return int(self.config["patch"] * 2 ** (len(self.config["multipliers"]) - 1))
+
+    def _begin(self, x_BCDHW: torch.Tensor) -> torch.Tensor:
+        """One place per patch: the first voxel of each through MedSyn's stem, all of them and their neighbours beside.
+
+        The first voxels are the volume of the coarser model, whose weights a network of patches can go on from.
+        """
+        patch = self.config["patch"]
+        if patch == 1:
+            return self.stem(x_BCDHW)
+        return self.stem(x_BCDHW[..., ::patch, ::patch, ::patch]) + self.patch_stem(x_BCDHW)
+
+    def _in_detail(self, seen_BCDHW: torch.Tensor, drawn_BVdhw: torch.Tensor, time_BV: torch.Tensor) -> torch.Tensor:
+        """Each place's values as the voxels of its patch, and what a block at their own resolution adds to them.
+
+        The places cannot hold what single voxels of a noisy volume show; that block sees them again.
+        """
+        patch = self.config["patch"]
+        x_BCijkdhw = drawn_BVdhw.unflatten(1, (len(CHANNELS), patch, patch, patch))
+        drawn_BCDHW = x_BCijkdhw.permute(0, 1, 5, 2, 6, 3, 7, 4).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+        return drawn_BCDHW + self.detail_head(self.detail(torch.cat([seen_BCDHW, drawn_BCDHW], dim=1), time_BV))
+
+    def begin_with_coarser(self, coarser: MedSynUNet) -> None:
+        """Take the weights of the network of this size without patches: at first each patch is what its first voxel is.
+
+        Raises ModelError when the sizes differ in anything else.
+        """
+        cube = self.config["patch"] ** 3
+        state = dict(coarser.state_dict())
+        state["head.weight"] = state["head.weight"].repeat_interleave(cube, dim=0)
+        state["head.bias"] = state["head.bias"].repeat_interleave(cube, dim=0)
+        for name, weight in self.state_dict().items():
+            if name.startswith(("patch_stem.", "detail_head.")):
+                state[name] = torch.zeros_like(weight)
+            elif name.startswith("detail."):
+                state[name] = weight
+        try:
+            self.load_state_dict(state)
+        except RuntimeError as error:
+            raise ModelError(f"the coarser network has other sizes than this one: {error}") from None
 
     def begin_with_reports(self, text_NTE: torch.Tensor) -> None:
         """Where the text is pooled: take its mean and spread from the training reports, and their mean as null text.
@@ -192,12 +246,13 @@ class MedSynUNet(ModelMixin, ConfigMixin):
     def _check(
         self, noisy_BCDHW: torch.Tensor, text_BTE: torch.Tensor | None, condition_BCDHW: torch.Tensor | None
     ) -> None:
-        factor = 2 ** (len(self.config["multipliers"]) - 1)
-        height, width = noisy_BCDHW.shape[-2:]
-        if noisy_BCDHW.ndim != 5 or noisy_BCDHW.shape[1] != len(CHANNELS) or height % factor or width % factor:
+        patch, factor = self.config["patch"], self.factor
+        depth, height, width = noisy_BCDHW.shape[-3:]
+        right = noisy_BCDHW.ndim == 5 and noisy_BCDHW.shape[1] == len(CHANNELS)
+        if not right or depth % patch or height % factor or width % factor:
             raise InputError(
-                f"the network takes (B, {len(CHANNELS)}, D, H, W) with H and W multiples of {factor}, "
-                f"got {tuple(noisy_BCDHW.shape)}"
+                f"the network takes (B, {len(CHANNELS)}, D, H, W) with H and W multiples of {factor}"
+                f"{f' and D of {patch}' if patch > 1 else ''}, got {tuple(noisy_BCDHW.shape)}"
             )
         if (text_BTE is None) == self.reads_text or (condition_BCDHW is None) != self.reads_text:
             wanted = "a text and no condition" if self.reads_text else "a condition and no text"

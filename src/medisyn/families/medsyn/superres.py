@@ -57,7 +57,7 @@ class MedSynSuperResolution:
         self.grid = self.base_grid.finer(self.config.factor)
         if unet.reads_text:
             raise ModelError("the super-resolution network reads a volume, not text; this is a base network")
-        self.multiple = 2 ** (len(unet.config["multipliers"]) - 1)
+        self.multiple = unet.factor
         for what, sides in (("grid", self.grid.shape), ("crop", self.config.crop), ("tile", self.defaults.tile)):
             if any(side % self.multiple for side in sides[1:]):
                 raise ModelError(f"height and width of the {what} must divide by {self.multiple}, got {sides}")
