@@ -100,17 +100,13 @@ def test_a_run_begins_with_the_networks_it_is_told_to_start_from(tmp_path: Path)
         )
     again = dataclasses.replace(again, denoiser=dataclasses.replace(again.denoiser, **still))
     again.run(corpus, tmp_path / "second", lambda line: None)
-    pooled = dataclasses.replace(again, network=dataclasses.replace(again.network, pooled_text=True))
-    pooled.run(corpus, tmp_path / "pooled", lambda line: None)
     prompt = Request(key="a", prompt="red square on black", seed=1)
     pictures = []
-    for name in ("first", "second", "pooled"):
+    for name in ("first", "second"):
         model = open_model(str(tmp_path / name / "model"))
         (picture,) = model.family.decode(model.family.sample([model.resolve(prompt)]))
         pictures.append(picture.array_CHW.astype(int))
-    for other in pictures[1:]:  # steps too small to see; the weights are rounded to float16
-        assert np.abs(pictures[0] - other).max() <= 2
-    assert model.family.networks.unet.config.addition_embed_type == "text"
+    assert np.abs(pictures[0] - pictures[1]).max() <= 2  # steps too small to see; the weights are rounded to float16
     wider = dataclasses.replace(again, network=dataclasses.replace(again.network, unet_widths=(16, 64)))
     with pytest.raises(ConfigError, match="Start from a model of the same network"):
         wider.prepare(corpus, tmp_path / "third", lambda line: None, processes=1)

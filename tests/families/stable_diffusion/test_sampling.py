@@ -1,7 +1,5 @@
 """Sampling: the same image as plain diffusers, whatever the batch; and the requests that are refused."""
 
-from dataclasses import replace
-
 import diffusers
 import numpy as np
 import pytest
@@ -15,13 +13,7 @@ from medisyn.families.stable_diffusion.sampler import build_solver, choose_solve
 from medisyn.seeding import generator_for
 from medisyn.types import Request
 
-NETWORKS = {
-    "sd1": build.TINY_SD1,
-    "sd2": build.TINY_SD2,
-    "zero": build.TINY_ZERO_SNR,
-    "pooled": replace(build.TINY_ZERO_SNR, pooled_text=True),
-    "sdxl": build.TINY_SDXL,
-}
+NETWORKS = {"sd1": build.TINY_SD1, "sd2": build.TINY_SD2, "zero": build.TINY_ZERO_SNR, "sdxl": build.TINY_SDXL}
 PIPELINES = {"sdxl": diffusers.StableDiffusionXLPipeline}
 SOLVERS = {"dpmpp-2m": diffusers.DPMSolverMultistepScheduler, "euler": diffusers.EulerDiscreteScheduler}
 
@@ -225,8 +217,3 @@ def test_a_solver_that_adds_noise_draws_it_from_the_requests_seed():
     a, b = Request("a", "red", 1, steps=4), Request("b", "red", 2, steps=4)
     together, alone = model.sample([b, a])[1], model.sample([a])[0]
     torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-3)
-
-
-def test_sdxl_keeps_its_own_pooled_embedding():
-    with pytest.raises(ConfigError, match="SDXL has its own pooled embedding beside the time"):
-        replace(build.TINY_SDXL, pooled_text=True)

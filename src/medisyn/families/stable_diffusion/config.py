@@ -92,7 +92,6 @@ class NetworkConfig:
     unet_layers: int = 2
     unet_attention: tuple[bool, ...] = (True, True, True)  # cross-attention to the text at this level
     unet_heads: int = 4
-    pooled_text: bool = False  # the text, pooled by attention, joins the time too, as in DeepFloyd IF; not in SDXL
     transformer_layers: int = 1
     text_width: int = 256
     text_layers: int = 4
@@ -112,8 +111,6 @@ class NetworkConfig:
                 f"unet_widths has {len(self.unet_widths)} levels and unet_attention {len(self.unet_attention)}; "
                 f"give one entry per level in both"
             )
-        if self.xl and self.pooled_text:
-            raise ConfigError("SDXL has its own pooled embedding beside the time; use pooled_text=false with xl=true")
         if self.image_size % self.factor:
             raise ConfigError(
                 f"image_size must divide by the autoencoder's factor {self.factor}, got {self.image_size}"

@@ -114,11 +114,9 @@ def _unet(config: NetworkConfig) -> Any:
 
     down = tuple("CrossAttnDownBlock2D" if attend else "DownBlock2D" for attend in config.unet_attention)
     up = tuple("CrossAttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(config.unet_attention))
-    beside_time: dict[str, Any] = {}
-    if config.pooled_text:
-        beside_time = {"addition_embed_type": "text", "addition_embed_type_num_heads": config.unet_heads}
+    size_conditioning: dict[str, Any] = {}
     if config.xl:
-        beside_time = {
+        size_conditioning = {
             "addition_embed_type": "text_time",
             "addition_time_embed_dim": config.time_id_width,
             "projection_class_embeddings_input_dim": 6 * config.time_id_width + config.text_width,
@@ -136,19 +134,8 @@ def _unet(config: NetworkConfig) -> Any:
         transformer_layers_per_block=config.transformer_layers,
         norm_num_groups=config.norm_groups,
         use_linear_projection=True,
-        **beside_time,
+        **size_conditioning,
     )
-
-
-def with_pooled_text(unet: Any, heads: int) -> Any:
-    """The U-Net of a Stable Diffusion model with its text, pooled, beside the time; at first it makes what it made."""
-    from diffusers import UNet2DConditionModel
-
-    config = {**unet.config, "addition_embed_type": "text", "addition_embed_type_num_heads": heads}
-    pooled = UNet2DConditionModel.from_config(config)
-    pooled.load_state_dict(unet.state_dict(), strict=False)
-    torch.nn.init.zeros_(pooled.add_embedding.norm2.weight)  # its bias is 0 from the start
-    return pooled
 
 
 def _vae(config: NetworkConfig) -> Any:
