@@ -7,7 +7,7 @@ import torch
 
 import build_medsyn as build
 from medisyn.errors import ConfigError, InputError, ModelError
-from medisyn.families.medsyn.config import BASE_TINY, SuperResolutionConfig
+from medisyn.families.medsyn.config import BASE_TINY, SUPERRES_TINY, SuperResolutionConfig
 from medisyn.families.medsyn.networks import build_unet
 from medisyn.families.medsyn.objective import (
     cut,
@@ -111,6 +111,14 @@ def test_the_base_models_ct_voxels_are_kept_where_that_is_asked_for():
     given = torch.rand(16, 16, 16)  # at the fine grid: the base model's voxels give way
     both = build.superres(defaults=replace(build.DEFAULTS, keep_base=True)).upscale(low, [0], known=[{"ct": given}])
     assert torch.equal(both[0, 0], given)
+
+
+def test_a_network_of_patches_refines_in_tiles_that_it_can_divide():
+    unet = build_unet(replace(SUPERRES_TINY, patch=2))
+    model = MedSynSuperResolution(unet, build.GRID, build.SUPERRES, replace(build.DEFAULTS, tile=(8, 8, 8)))
+    assert model.upscale(torch.zeros(1, 4, 8, 8, 8), [0]).shape == (1, 4, 16, 16, 16)
+    with pytest.raises(ModelError, match=r"the tile must divide by 4, its depth by 2, got \(7, 8, 8\)"):
+        MedSynSuperResolution(unet, build.GRID, build.SUPERRES, replace(build.DEFAULTS, tile=(7, 8, 8)))
 
 
 def test_what_does_not_fit_is_refused():

@@ -57,10 +57,13 @@ class MedSynSuperResolution:
         self.grid = self.base_grid.finer(self.config.factor)
         if unet.reads_text:
             raise ModelError("the super-resolution network reads a volume, not text; this is a base network")
-        self.multiple = unet.factor
+        self.multiples = (unet.config["patch"], unet.factor, unet.factor)
         for what, sides in (("grid", self.grid.shape), ("crop", self.config.crop), ("tile", self.defaults.tile)):
-            if any(side % self.multiple for side in sides[1:]):
-                raise ModelError(f"height and width of the {what} must divide by {self.multiple}, got {sides}")
+            if any(side % multiple for side, multiple in zip(sides, self.multiples, strict=True)):
+                depth, slice_side = self.multiples[:2]
+                raise ModelError(
+                    f"height and width of the {what} must divide by {slice_side}, its depth by {depth}, got {sides}"
+                )
         unet.eval()
 
     @property
@@ -144,7 +147,7 @@ class MedSynSuperResolution:
                 (seen, condition),
                 tile=self.defaults.tile,
                 overlap=self.defaults.overlap,
-                multiples=(1, self.multiple, self.multiple),
+                multiples=self.multiples,
             )
             if self.defaults.keep_base:
                 kept_ct = keep_voxels(clean[:, :1], low[:, :1], self.config.factor)
