@@ -45,6 +45,22 @@ def test_fluid_is_found_where_it_is_and_is_no_lung():
     assert (masks["lung"].astype(bool) & (phantom.masks["effusion"] > 0)).sum() < 0.02 * phantom.masks["effusion"].sum()
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_large_effusion_counts_though_pressed_lung_lies_between_it_and_the_air(side):
+    phantom = make_thorax(1013, 64, (Finding("effusion", side, 0.8),))
+    noise = np.random.default_rng(0).normal(0, 25, phantom.volume.array_CDHW.shape)
+    noisy = replace(phantom.volume, array_CDHW=np.maximum(phantom.volume.array_CDHW + noise, -1024).astype(np.float32))
+    for volume in (phantom.volume, noisy):
+        measured = volume_ml(segment_ct(volume).masks["effusion"], volume.spacing_mm)
+        assert measured == pytest.approx(phantom.truth["effusion_ml"], rel=0.15)
+
+
+def test_a_stomach_in_front_is_no_effusion():
+    seeds = range(2000, 2003)
+    healthy = [make_thorax(seed, 64, ()) for seed in seeds]
+    assert not any(segment_ct(phantom.volume).masks["effusion"].any() for phantom in healthy)
+
+
 def test_axes_in_another_order_and_direction_give_the_same_masks(healthy, found):
     array, affine = healthy.volume.array_CDHW, healthy.volume.affine
     order, flip = (2, 0, 1), (0, 2)

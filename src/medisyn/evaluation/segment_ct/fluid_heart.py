@@ -11,11 +11,12 @@ from medisyn.evaluation.segment_ct.frame import Spacing, grown, opened
 from medisyn.evaluation.segment_ct.lungs import LEFT, RIGHT, largest
 
 FLUID_HU = (-12.0, 27.0)  # below muscle, liver and blood (30 to 60), above fat
-FLUID_SMOOTH_MM = 3.0
+FLUID_SMOOTH_MM = 4.0
 FLUID_WIDTH_MM, FLUID_WIDTH_VOXELS = 5.0, 1.3  # radius, the larger of the two: seams of fat and muscle are thinner
 SMALLEST_FLUID_ML = 15.0
-TOUCH_MM = 5.0  # from the lung
-REACHES_BACK = 0.75  # of the lungs' depth: a patient on the back has fluid there, the stomach lies in front of it
+NEAR_LUNG_MM = 12.0  # between a large effusion and the aerated lung lies lung that it has pressed empty
+NEAR_LUNG_ML = 2.0  # of it at least as near: muscles beside the spine come that near in single voxels only
+NEAR_BACK_MM = 35.0  # from the back of the rib cage: a patient on the back has fluid there, the stomach lies in front
 BONE_HU = 180.0
 RIB_MM = 9.0  # from the outside of the rib cage to the pleura
 HEART_TOP = 0.7  # of the lungs' height: above are the great vessels and the shoulders
@@ -24,7 +25,7 @@ HEART_MM = 14.0  # radius of the ball that the aorta and the veins do not hold
 
 
 def pleural_fluid(hu_dhw: np.ndarray, body_dhw: np.ndarray, sides_dhw: np.ndarray, spacing: Spacing) -> np.ndarray:
-    """Fluid-dense regions inside the rib cage that touch a lung. Pericardial fluid and ascites may be among them."""
+    """Fluid-dense regions inside the rib cage, near a lung and along the back. Ascites may be among them."""
     from scipy import ndimage
 
     lung = sides_dhw > 0
@@ -34,15 +35,16 @@ def pleural_fluid(hu_dhw: np.ndarray, body_dhw: np.ndarray, sides_dhw: np.ndarra
     smooth = ndimage.gaussian_filter(np.clip(hu_dhw, -200, 200), [FLUID_SMOOTH_MM / mm for mm in spacing])
     fluid = (smooth > FLUID_HU[0]) & (smooth < FLUID_HU[1]) & body_dhw & ~lung
     radius = max(FLUID_WIDTH_MM, FLUID_WIDTH_VOXELS * max(spacing))
-    fluid = opened(fluid & rib_cage(hu_dhw, body_dhw, lung, spacing), radius, spacing)
+    cage = rib_cage(hu_dhw, body_dhw, lung, spacing)
+    fluid = opened(fluid & cage, radius, spacing)
     labels, count = ndimage.label(fluid)
-    sizes = np.bincount(labels.ravel(), minlength=count + 1) * (float(np.prod(spacing)) / 1000)
-    rows = np.flatnonzero(lung.any(axis=(0, 2)))
-    back = int(rows[0] + REACHES_BACK * (rows[-1] - rows[0]))
-    wanted = np.zeros(count + 1, dtype=bool)
-    near = labels[grown(lung, max(TOUCH_MM, 1.01 * max(spacing)), spacing)]
-    wanted[np.intersect1d(near, labels[:, back:])] = True
-    wanted &= sizes >= SMALLEST_FLUID_ML
+
+    def millilitres(where: np.ndarray) -> np.ndarray:
+        return np.bincount(labels[where], minlength=count + 1) * (float(np.prod(spacing)) / 1000)
+
+    near = grown(lung, max(NEAR_LUNG_MM, 1.01 * max(spacing)), spacing)
+    wanted = (millilitres(fluid) >= SMALLEST_FLUID_ML) & (millilitres(near) >= NEAR_LUNG_ML)
+    wanted &= millilitres(_back(cage, spacing)) > 0
     wanted[0] = False
     return wanted[labels]
 
@@ -59,6 +61,14 @@ def rib_cage(hu_dhw: np.ndarray, body_dhw: np.ndarray, lung_dhw: np.ndarray, spa
         if frame_hw.sum() > 8:
             inside[number] = _shrunk_hw(convex_hull_image(frame_hw), RIB_MM, spacing) | lung_dhw[number]
     return inside
+
+
+def _back(cage_dhw: np.ndarray, spacing: Spacing) -> np.ndarray:
+    """What lies within `NEAR_BACK_MM` of the hindmost row of the rib cage, slice by slice."""
+    rows = np.arange(cage_dhw.shape[1])
+    last_d = np.where(cage_dhw.any(axis=2), rows, -1).max(axis=1)
+    behind_dh = rows >= last_d[:, None] - NEAR_BACK_MM / spacing[1]
+    return cage_dhw & behind_dh[:, :, None]
 
 
 def heart_region(
