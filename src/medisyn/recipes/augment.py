@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from medisyn.errors import InputError
+from medisyn.recipes.reword import reword
 from medisyn.seeding import seed_for
 from medisyn.types import Picture, Sample
 
@@ -85,7 +86,8 @@ def short_caption(caption: str) -> str:
 def vary(sample: Sample, variant: int) -> Sample:
     """Variant 0 is the sample itself; the others are drawn from the sample's key, the same in every run.
 
-    Variant 3 has the short caption, so that a prompt need not name a finding.
+    Variant 2 has the caption in other words, variant 3 the short one in other words, so that a prompt need neither
+    follow the corpus's template nor name a finding.
     """
     if variant == 0:
         return sample
@@ -95,4 +97,4 @@ def vary(sample: Sample, variant: int) -> Sample:
     variation = draw_variation(rng, str(sample.metadata.get("image_type", "")))
     item = dataclasses.replace(sample.item, array_CHW=variation(sample.item.array_CHW))
     caption = short_caption(sample.caption) if variant == 3 else sample.caption
-    return dataclasses.replace(sample, item=item, caption=caption)
+    return dataclasses.replace(sample, item=item, caption=reword(caption, rng) if variant > 1 else caption)

@@ -301,10 +301,13 @@ def _open_encoder(run: PictureRun, out: Path, corpus: Path, part: str) -> Encode
 
 
 def encoder_digest(family: StableDiffusion) -> str:
-    """What decides the rows of `encode`: weights of autoencoder and text encoders, vocabularies, and the kind."""
+    """What decides the rows of `encode`: weights of autoencoder and text encoders, vocabularies, and the kind.
+
+    Text encoders that are trained do not count: the rows hold token ids then.
+    """
     networks = family.networks
     digest = hashlib.sha256()
-    for module in (networks.vae, *networks.text_encoders):
+    for module in (networks.vae, *(() if family.config.train_text_encoder else networks.text_encoders)):
         add_weights(digest, module)
     _add_vocabularies(digest, family)
     return digest.hexdigest()[:16]
