@@ -9,6 +9,7 @@ from medisyn.errors import InputError, RangeError
 from medisyn.evaluation.anatomy import cardiothoracic_ratio, dice, lobe_dice, volume_ml
 from medisyn.evaluation.segment_ct import SOURCE, frame, segment_ct
 from medisyn.evaluation.segment_ct.airway import grow_tree
+from medisyn.evaluation.segment_ct.fluid_heart import pleural_fluid
 from medisyn.phantoms import Finding, make_thorax
 from medisyn.types import HU, Volume
 
@@ -59,6 +60,25 @@ def test_a_stomach_in_front_is_no_effusion():
     seeds = range(2000, 2003)
     healthy = [make_thorax(seed, 64, ()) for seed in seeds]
     assert not any(segment_ct(phantom.volume).masks["effusion"].any() for phantom in healthy)
+
+
+@pytest.mark.parametrize(
+    ("place", "counts"),
+    [
+        (np.s_[12:17, 22:34, 8:13], False),  # a muscle: its end alone is near the lung
+        (np.s_[12:24, 21:29, 8:13], True),  # fluid: it lies along the lung
+    ],
+)
+def test_fluid_lies_along_the_lung_where_a_muscle_only_comes_near_it(place, counts):
+    hu = np.full((40, 40, 40), 50.0)  # soft tissue in voxels of 5 mm
+    hu[8:32, 6, 4:36] = hu[8:32, 36, 4:36] = 800  # bone in front and behind
+    sides = np.zeros(hu.shape, np.uint8)
+    sides[10:30, 8:20, 6:16], sides[10:30, 8:20, 24:34] = 1, 2
+    hu[sides > 0] = -850
+    hu[place] = 8
+    found = pleural_fluid(hu, np.ones(hu.shape, bool), sides, (5.0, 5.0, 5.0))
+    assert found.any() == counts
+    assert not found[np.abs(hu - 8) > 1].any()
 
 
 def test_axes_in_another_order_and_direction_give_the_same_masks(healthy, found):
