@@ -5,6 +5,7 @@ import json
 import nibabel
 import numpy as np
 import pytest
+import torch
 
 import build_medsyn as build
 from medisyn.corpus.readers import read_item
@@ -12,6 +13,7 @@ from medisyn.errors import InputError
 from medisyn.families.medsyn.cascade import MedSyn
 from medisyn.families.medsyn.channels import channels_from_sample, masks_from_channels
 from medisyn.families.medsyn.config import Grid
+from medisyn.families.medsyn.segmentation import masks_of_draws
 from medisyn.generation.provenance import read
 from medisyn.generation.volume_files.nifti import nifti_bytes
 from medisyn.recipes.fixed_channels import NO_REPORT
@@ -26,7 +28,8 @@ from medisyn.recipes.segment_volumes import (
     read_scan,
     segment_volumes,
 )
-from medisyn.types import HU, Sample, Volume
+from medisyn.seeding import seed_for
+from medisyn.types import HU, Request, Sample, Volume
 from recipes.test_medsyn_corpus import folder_of
 
 
@@ -144,6 +147,29 @@ def test_the_same_call_makes_what_is_missing(done, model, cts):
     assert again.as_dict()["out"] == str(out)
 
 
+def test_draws_and_steps_are_the_models_own_unless_given(cts, tmp_path):
+    """Masks are put together from draws of different noise; the first has the seed that a single one has."""
+    family = MedSyn(build.base()).with_defaults(segment_steps=3, segment_draws=2)
+    family.save(tmp_path / "model")
+
+    def run(name, **options):
+        segment_volumes(cts, model=str(tmp_path / "model"), out=tmp_path / name, dtype="float32", **options)
+        return records(tmp_path / name)[1]
+
+    usual, asked = run("usual"), run("asked", steps=2, draws=1)
+    assert (usual["steps"], usual["draws"]) == (3, 2)
+    assert (asked["steps"], asked["draws"], asked["seed"]) == (2, 1, usual["seed"])
+    with pytest.raises(InputError, match=r"'draws': 1.* Choose another --out"):
+        run("usual", draws=1)
+    known = family.base.known_from(build.chest(0), ["ct"])
+    seeds = (usual["seed"], seed_for(usual["seed"], "draw-1"))
+    draws = [family.base.sample([Request("a", "", seed=seed, steps=3)], [known])[0] for seed in seeds]
+    scan = build.chest(0).item
+    for name, mask in onto_scan(masks_of_draws(torch.stack(draws), build.GRID), scan, build.GRID, "a").items():
+        written = np.asarray(nibabel.load(tmp_path / "usual" / f"ct-0001-alone-{name}.nii.gz").dataobj)
+        np.testing.assert_array_equal(written.transpose(2, 1, 0), mask)
+
+
 def test_the_table_stands_beside_the_papers(done):
     out, report = done
     content = json.loads((out / "report" / "result.json").read_text())
@@ -189,6 +215,7 @@ def test_what_cannot_be_segmented(model, cts, tmp_path):
     refused(tmp_path / "none.nii.gz", "there is no file or folder 'none.nii.gz'")
     refused(cts / "chest0" / "lobe.nii.gz", "is a mask beside a CT; give the CT itself")
     refused(cts, "batch size must be at least 1, got 0", batch_size=0)
+    refused(cts, "draws must be at least 1, got 0", draws=0)
     four = tmp_path / "four.nii.gz"
     nibabel.save(nibabel.Nifti1Image(np.arange(1024, dtype=np.int16).reshape(8, 8, 8, 2) - 900, np.eye(4)), four)
     refused(four, "this is no volume of one channel")

@@ -1,6 +1,7 @@
 """`medisyn generate segment`: lobes, airways and vessels of a given CT, with its report and without.
 
-The CT is kept at every step, so what the model fills in are the masks (MedSyn, section V-D).
+The CT is kept at every step, so what the model fills in are the masks (MedSyn, section V-D). They may be drawn several
+times and put together; `families.medsyn.segmentation` says how.
 
     out/<key>-<arm>-<mask>.nii.gz   lobe, airway, vessel on the scan's own grid; arm is "report" or "alone"
     out/<key>-<arm>.json            the record, with the Dice of each mask; written last
@@ -17,7 +18,7 @@ import functools
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,7 @@ def segment_volumes(
     out: Path | str | None = None,
     seed: int = 0,
     steps: int | None = None,
+    draws: int | None = None,
     guidance: float | None = None,
     solver: str | None = None,
     batch_size: int = 1,
@@ -96,6 +98,8 @@ def segment_volumes(
     ct      a NIfTI or NRRD file, or what `medisyn train medsyn-base` takes: a folder or zip of CTs or of one series
     report  a text for every CT, or a table with columns ct (file, as seen from the folder) and report; "" takes the
             report.txt or <name>.txt beside each CT
+    steps   of the base model; None: the model's for segmentation
+    draws   how often the masks of a CT are drawn; None: the model's
 
     The same call finishes what was interrupted. Raises InputError when there is no CT, or `out` belongs to other
     requests or another model; BusyError when another process writes there.
@@ -104,16 +108,20 @@ def segment_volumes(
 
     if batch_size < 1:
         raise InputError(f"batch size must be at least 1, got {batch_size}")
-    defaults = Defaults(seed=seed, steps=steps, guidance=guidance)
+    if draws is not None and draws < 1:
+        raise InputError(f"draws must be at least 1, got {draws}")
     corpus, found = _found(Path(ct))
     reports = _reports(report, found)
     family, facts, device, _ = open_ct_model(model, device, dtype, solver)
+    usual = family.base.defaults
+    defaults = Defaults(seed=seed, steps=usual.segment_steps if steps is None else steps, guidance=guidance)
+    draws = usual.segment_draws if draws is None else draws
     reader = functools.lru_cache(maxsize=2)(lambda number: read_scan(corpus, found[number], reports))
     number_of = {files.key: number for number, files in enumerate(found)}
     requests = [
         family.resolve(request)
         for files in found
-        for request in _requests(files, reader(number_of[files.key]).report, defaults)
+        for request in _requests(files, reader(number_of[files.key]).report, defaults, draws)
     ]
     asked = runs.digest([str(Path(ct).resolve()), [request.prompt for request in requests]])
     folder = Path(out) if out else default_folder("segment", defaults, {**facts, "asked": asked})
@@ -242,7 +250,7 @@ def _beside(corpus: Path, files: CtFiles) -> str:
     return read_text(corpus, files.report).strip() if files.report is not None else ""
 
 
-def _requests(files: CtFiles, report: str, defaults: Defaults) -> list[Request]:
+def _requests(files: CtFiles, report: str, defaults: Defaults, draws: int) -> list[Request]:
     """One request per arm; both arms of a CT start from the same noise."""
     texts = {"report": report, "alone": NO_REPORT} if report else {"alone": NO_REPORT}
     return [
@@ -252,10 +260,27 @@ def _requests(files: CtFiles, report: str, defaults: Defaults) -> list[Request]:
             seed=seed_for(defaults.seed, files.key),
             steps=defaults.steps,
             guidance=defaults.guidance,
-            metadata={"ct": files.key, "arm": arm, "fixed": "ct"},
+            metadata={"ct": files.key, "arm": arm, "fixed": "ct", "draws": draws},
         )
         for arm, text in texts.items()
     ]
+
+
+def _masks(family: MedSyn, batch: Sequence[Request]) -> list[dict[str, np.ndarray]]:
+    """The masks of each request, put together from its draws; the first has the request's own seed."""
+    import torch
+
+    from medisyn.families.medsyn.segmentation import masks_of_draws
+
+    draws_SBCDHW = torch.stack(
+        [
+            family.sample(
+                [replace(one, seed=seed_for(one.seed, f"draw-{number}") if number else one.seed) for one in batch]
+            )
+            for number in range(batch[0].metadata["draws"])
+        ]
+    )
+    return [masks_of_draws(draws_SBCDHW[:, row], family.grid) for row in range(len(batch))]
 
 
 def _ct_channel(scan: Scan, grid: Grid) -> dict[str, Any]:
@@ -285,7 +310,7 @@ def _segment(
         try:
             with tqdm(total=len(waiting), unit="volume", disable=None, dynamic_ncols=True) as bar:
                 for batch in batches_of(waiting, int(settings["batch_size"])):
-                    masks = family.masks(family.sample(batch))
+                    masks = _masks(family, batch)
                     for request, found in zip(batch, masks, strict=True):
                         records[request.key] = _write(out, request, scan_of(request), found, family.grid, model)
                         bar.update()

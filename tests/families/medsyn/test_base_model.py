@@ -194,8 +194,11 @@ def test_settings_that_make_no_sense_are_refused():
         MedSynConfig(short_reports="drop")
     with pytest.raises(ConfigError, match="long_reports must be one of pool, cut, got 'drop'"):
         MedSynConfig(long_reports="drop")
-    with pytest.raises(ConfigError, match="steps must be at least 1, got 0 and 20"):
+    with pytest.raises(ConfigError, match=r"^steps must be at least 1, got 0"):
         MedSynDefaults(steps=0)
+    with pytest.raises(ConfigError, match=r"^segment_draws must be at least 1, got 0"):
+        MedSynDefaults(segment_draws=0)
+    assert MedSynDefaults(segment_steps=None).segment_steps is None
     with pytest.raises(ConfigError, match="guidance must be 0 or more, got -1"):
         MedSynDefaults(guidance=-1)
     with pytest.raises(ConfigError, match=r"tile \(16, 8, 8\) must be larger than the overlap 8"):

@@ -27,6 +27,10 @@ def segment(
         Path | None, typer.Option(help="Folder for the masks.", show_default="a folder of its own in synthetic/")
     ] = None,
     steps: CtSteps = None,
+    draws: Annotated[
+        int | None,
+        typer.Option(help="How often the masks are drawn; lobes go by vote.", show_default="the model's"),
+    ] = None,
     guidance: CtGuidance = None,
     solver: CtSolver = None,
     batch_size: Annotated[int, typer.Option(help="CTs segmented at once.")] = 1,
@@ -55,6 +59,7 @@ def segment(
         out=out,
         seed=seed,
         steps=steps,
+        draws=draws,
         guidance=guidance,
         solver=solver,
         batch_size=batch_size,

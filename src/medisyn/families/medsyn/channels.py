@@ -144,7 +144,7 @@ def _step(volume: Volume, turn: Turn, grid: Grid, key: str) -> int:
 def volume_from_channels(channels_CDHW: torch.Tensor, grid: Grid) -> Volume:
     """The CT channel as HU, float32 (1, D, H, W), along SPL, with its centre at the origin of the patient's axes."""
     ct_DHW = np.interp(channels_CDHW[0].float().cpu().numpy(), _levels(grid), grid.hu_knots).astype(np.float32)
-    return Volume(_standing(ct_DHW, grid)[None], standing_affine(grid), HU)
+    return Volume(standing(ct_DHW, grid)[None], standing_affine(grid), HU)
 
 
 def _levels(grid: Grid) -> np.ndarray:
@@ -157,7 +157,7 @@ def masks_from_channels(channels_CDHW: torch.Tensor, grid: Grid) -> dict[str, np
     unit = ((channels_CDHW.float().clamp(-1, 1) + 1) / 2).cpu().numpy()
     labels = {name: (unit[number] > 0.5).astype(np.uint8) for number, name in enumerate(CHANNELS) if name in MASKS}
     labels["lobe"] = lobe_labels(unit[CHANNELS.index("lobe")] * NUM_LOBES)
-    return {name: _standing(label_DHW, grid) for name, label_DHW in labels.items()}
+    return {name: standing(label_DHW, grid) for name, label_DHW in labels.items()}
 
 
 def lobe_labels(values_DHW: np.ndarray) -> np.ndarray:
@@ -181,7 +181,7 @@ def lobe_labels(values_DHW: np.ndarray) -> np.ndarray:
     return np.asarray(labels_DHW[tuple(nearest)])
 
 
-def _standing(array_DHW: np.ndarray, grid: Grid) -> np.ndarray:
+def standing(array_DHW: np.ndarray, grid: Grid) -> np.ndarray:
     """An array along grid.axes as one along SPL."""
     flips = tuple(slice(None, None, 1 if have == want else -1) for have, want in zip(grid.axes, "SPL", strict=True))
     return np.ascontiguousarray(array_DHW[flips])

@@ -174,14 +174,18 @@ class MedSynDefaults:
     steps: int = 50
     guidance: float = 1.0  # the published evaluation script; its script for conditional volumes has 3
     superres_steps: int = 20
+    segment_steps: int | None = None  # of the base model where the CT is given; None: `steps`. Not in MedSyn
+    segment_draws: int = 1  # masks that are drawn for a given CT and put together; MedSyn has one
     keep_base: bool = False  # the refined CT has the base model's voxels among its own; not in MedSyn
     tile: tuple[int, int, int] = (256, 72, 72)  # the shape the network was trained on
     overlap: int = 16  # voxels that neighbouring tiles share
 
     def __post_init__(self) -> None:
         check_clean_solver(self.solver)
-        if min(self.steps, self.superres_steps) < 1:
-            raise ConfigError(f"steps must be at least 1, got {self.steps} and {self.superres_steps}")
+        for name in ("steps", "superres_steps", "segment_steps", "segment_draws"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
         if not self.guidance >= 0:
             raise ConfigError(f"guidance must be 0 or more, got {self.guidance}")
         if self.overlap < 0 or min(self.tile) <= self.overlap:
