@@ -78,6 +78,20 @@ def test_without_given_channels_it_is_the_cascade_bit_for_bit():
     assert torch.equal(Fixing(whole, lambda _: {}).sample(asked), whole.sample(asked))
 
 
+def test_the_mean_is_one_call_of_the_finest_network_on_noise_around_the_same_base_volume():
+    whole = family()
+    known, asked = _known(whole.grid), [whole.resolve(request())]
+    fixing = Fixing(whole, lambda _: known)
+    sample, mean = fixing.sample_and_mean(asked)
+    assert torch.equal(sample, fixing.sample(asked))
+    low = whole.base.sample(asked, [{name: channel[::2, ::2, ::2] for name, channel in known.items()}])
+    once = whole.with_defaults(solver="renoise").superres
+    assert torch.equal(mean, once.upscale(low, [asked[0].seed], steps=1, known=[known]))
+    assert not torch.equal(sample, mean)
+    base_alone = Fixing(MedSyn(build.base()), lambda _: _known(build.GRID))
+    assert torch.equal(base_alone.sample_and_mean(asked)[0], base_alone.sample(asked))
+
+
 def test_super_resolution_sees_what_is_given():
     refiner = build.superres()
     low = torch.randn(1, 4, 8, 8, 8, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)

@@ -69,15 +69,37 @@ class Fixing(MedSyn):
         """As `MedSyn.sample`; `known` must be left out, since the requests say what is known."""
         if known is not None:
             raise InputError("this model takes its given channels from the requests; leave `known` out")
-        fine = [self.known_of(request) for request in requests]
-        requests = [replace(one, prompt="") if one.prompt == NO_REPORT else one for one in requests]
+        fine = self._fine(requests)
+        low = self._low(requests, fine)
         if self.superres is None:
-            return self.base.sample(requests, fine)
-        step = self.superres.config.factor
-        low = self.base.sample(
-            requests, [{name: channel[::step, ::step, ::step] for name, channel in one.items()} for one in fine]
-        )
+            return low
         return self.superres.upscale(low, [request.seed for request in requests], known=fine)
+
+    def sample_and_mean(self, requests: Sequence[Request]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `sample` gives, and what the finest network says of pure noise, both (B, C, D, H, W).
+
+        Trained on squared error, it can say there no more than the mean of all that may be: of a mask's channel the
+        chance of each voxel, where a sample has one of the possible masks. A cascade's mean is that of its base sample.
+        """
+        fine = self._fine(requests)
+        once = self.with_defaults(solver="renoise")  # whose single step is a single call
+        low = self._low(requests, fine)
+        if self.superres is None or once.superres is None:
+            return low, Fixing(once, self.known_of).sample([replace(one, steps=1) for one in requests])
+        seeds = [request.seed for request in requests]
+        mean = once.superres.upscale(low, seeds, steps=1, known=fine)
+        return self.superres.upscale(low, seeds, known=fine), mean
+
+    def _fine(self, requests: Sequence[Request]) -> list[Known]:
+        return [self.known_of(request) for request in requests]
+
+    def _low(self, requests: Sequence[Request], fine: Sequence[Known]) -> torch.Tensor:
+        """The base model's channels."""
+        step = 1 if self.superres is None else self.superres.config.factor
+        return self.base.sample(
+            [replace(one, prompt="") if one.prompt == NO_REPORT else one for one in requests],
+            [{name: channel[::step, ::step, ::step] for name, channel in one.items()} for one in fine],
+        )
 
 
 def generate_anatomy(

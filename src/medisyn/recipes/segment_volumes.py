@@ -37,7 +37,6 @@ from medisyn.seeding import seed_for
 from medisyn.types import Request, Sample, Volume
 
 if TYPE_CHECKING:
-    from medisyn.families.medsyn.cascade import MedSyn
     from medisyn.families.medsyn.config import Grid
 
 NOTICE = "Masks of a generative model. Not for diagnostic use."
@@ -266,21 +265,20 @@ def _requests(files: CtFiles, report: str, defaults: Defaults, draws: int) -> li
     ]
 
 
-def _masks(family: MedSyn, batch: Sequence[Request]) -> list[dict[str, np.ndarray]]:
+def _masks(family: Fixing, batch: Sequence[Request]) -> list[dict[str, np.ndarray]]:
     """The masks of each request, put together from its draws; the first has the request's own seed."""
     import torch
 
     from medisyn.families.medsyn.segmentation import masks_of_draws
 
-    draws_SBCDHW = torch.stack(
-        [
-            family.sample(
-                [replace(one, seed=seed_for(one.seed, f"draw-{number}") if number else one.seed) for one in batch]
-            )
-            for number in range(batch[0].metadata["draws"])
-        ]
-    )
-    return [masks_of_draws(draws_SBCDHW[:, row], family.grid) for row in range(len(batch))]
+    drawn = [
+        family.sample_and_mean(
+            [replace(one, seed=seed_for(one.seed, f"draw-{number}") if number else one.seed) for one in batch]
+        )
+        for number in range(batch[0].metadata["draws"])
+    ]
+    draws_SBCDHW, means_SBCDHW = (torch.stack(parts) for parts in zip(*drawn, strict=True))
+    return [masks_of_draws(draws_SBCDHW[:, row], means_SBCDHW[:, row], family.grid) for row in range(len(batch))]
 
 
 def _ct_channel(scan: Scan, grid: Grid) -> dict[str, Any]:
@@ -293,7 +291,7 @@ def _ct_channel(scan: Scan, grid: Grid) -> dict[str, Any]:
 
 def _segment(
     requests: Sequence[Request],
-    family: MedSyn,
+    family: Fixing,
     out: Path,
     scan_of: Any,
     model: Mapping[str, str],

@@ -30,10 +30,10 @@ def test_each_draw_votes_for_a_lobe_and_equal_votes_go_to_the_lower_label(axes):
     low = torch.zeros(8, 8, 8)
     low[:4] = 1.0
     three = draws(3, lobe=[low, low, 0.0])
-    found = masks_of_draws(three, grid)["lobe"]
+    found = masks_of_draws(three, draws(3), grid)["lobe"]
     np.testing.assert_array_equal(found, masks_from_channels(three[0], grid)["lobe"])
     assert set(np.unique(found)) == {0, 5}
-    assert (masks_of_draws(draws(2, lobe=[0.6, 0.2]), GRID)["lobe"] == 1).all()
+    assert (masks_of_draws(draws(2, lobe=[0.6, 0.2]), draws(2), GRID)["lobe"] == 1).all()
 
 
 def test_a_tree_is_cut_at_half_of_its_dice_not_at_a_half():
@@ -42,16 +42,16 @@ def test_a_tree_is_cut_at_half_of_its_dice_not_at_a_half():
     chance.flat[:100], chance.flat[100:112] = 0.4, 0.1
     np.testing.assert_array_equal(best_dice_mask(chance), chance == 0.4)
     made = draws(1, vessel=[chance.astype(np.float32)], airway=[(chance > 0.2).astype(np.float32)])
-    found = masks_of_draws(made, GRID)
+    found = masks_of_draws(draws(1), made, GRID)
     assert (found["vessel"].sum(), found["airway"].sum()) == (100, 100)
     assert found["vessel"].dtype == np.uint8
     assert masks_from_channels(made[0], GRID)["vessel"].sum() == 0
 
 
-def test_draws_are_averaged_before_the_cut():
+def test_means_are_averaged_before_the_cut():
     one, other = np.zeros((2, 8, 8, 8), np.float32)
     one[:4], other[2:6] = 1, 1
-    found = masks_of_draws(draws(2, airway=[one, other]), GRID)["airway"]
+    found = masks_of_draws(draws(2), draws(2, airway=[one, other]), GRID)["airway"]
     # 2 * 64 voxels of chance 1 and 4 * 64 of 0.5: taking all has 2 * 256 / (384 + 256) = 0.8, the certain ones 0.667
     np.testing.assert_array_equal(found, (one + other) > 0)
 

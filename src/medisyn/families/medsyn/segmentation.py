@@ -1,4 +1,4 @@
-"""Masks of a given CT from several draws of a model that keeps it: labels by vote, and the masks of the best Dice.
+"""Masks of a given CT from several draws of a model that keeps it: lobes by vote, trees by the best expected Dice.
 
 Shapes here: S draws, C channels (CT, lobe, airway, vessel), D, H, W voxels of the grid.
 """
@@ -12,15 +12,16 @@ from medisyn.families.medsyn.channels import MASKS, masks_from_channels, standin
 from medisyn.families.medsyn.config import CHANNELS, NUM_LOBES, Grid
 
 
-def masks_of_draws(draws_SCDHW: torch.Tensor, grid: Grid) -> dict[str, np.ndarray]:
+def masks_of_draws(draws_SCDHW: torch.Tensor, means_SCDHW: torch.Tensor, grid: Grid) -> dict[str, np.ndarray]:
     """The masks "lobe" (0 to 5), "airway" and "vessel", uint8 (D, H, W), in the axes of `masks_from_channels`.
 
-    Each draw votes for the lobe of a voxel; equal votes go to the lowest label. The mean of the draws, which stands for
-    the chance that a voxel is airway or vessel, becomes a mask by `best_dice_mask`.
+    Each draw votes for the lobe of a voxel; equal votes go to the lowest label. The average of the means, one for each
+    draw, is the chance that a voxel is airway or vessel, and becomes a mask by `best_dice_mask`. A mean says nothing of
+    lobes: between the labels 1 and 5 it lies at 3.
     """
     lobes = np.stack([masks_from_channels(draw, grid)["lobe"] for draw in draws_SCDHW])
     votes = np.stack([(lobes == label).sum(axis=0) for label in range(NUM_LOBES + 1)])
-    chances = ((draws_SCDHW.float().clamp(-1, 1).mean(dim=0) + 1) / 2).cpu().numpy()
+    chances = ((means_SCDHW.float().clamp(-1, 1).mean(dim=0) + 1) / 2).cpu().numpy()
     trees = {
         name: standing(best_dice_mask(chances[CHANNELS.index(name)]).astype(np.uint8), grid)
         for name in MASKS
