@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -13,6 +14,7 @@ import build_medsyn as build
 from medisyn.errors import InputError, RangeError
 from medisyn.families.medsyn.cascade import MedSyn
 from medisyn.families.medsyn.channels import channels_from_sample
+from medisyn.families.medsyn.config import MedSynConfig
 from medisyn.generation.volume_files.nifti import nifti_bytes
 from medisyn.recipes.fixed_channels import (
     CONFLICT,
@@ -79,7 +81,8 @@ def test_without_given_channels_it_is_the_cascade_bit_for_bit():
 
 
 def test_the_mean_is_one_call_of_the_finest_network_on_noise_around_the_same_base_volume():
-    whole = family()
+    share = replace(build.SUPERRES, given_share=0.4)
+    whole = MedSyn(build.base(), build.superres(config=share))
     known, asked = _known(whole.grid), [whole.resolve(request())]
     fixing = Fixing(whole, lambda _: known)
     sample, mean = fixing.sample_and_mean(asked)
@@ -88,8 +91,20 @@ def test_the_mean_is_one_call_of_the_finest_network_on_noise_around_the_same_bas
     once = whole.with_defaults(solver="renoise").superres
     assert torch.equal(mean, once.upscale(low, [asked[0].seed], steps=1, known=[known]))
     assert not torch.equal(sample, mean)
-    base_alone = Fixing(MedSyn(build.base()), lambda _: _known(build.GRID))
-    assert torch.equal(base_alone.sample_and_mean(asked)[0], base_alone.sample(asked))
+    alone = MedSyn(build.base(config=MedSynConfig(given_share=0.4)))
+    first, its_mean = Fixing(alone, lambda _: _known(build.GRID)).sample_and_mean(asked)
+    one_call = alone.with_defaults(solver="renoise").base.sample([replace(asked[0], steps=1)], [_known(build.GRID)])
+    assert torch.equal(its_mean, one_call)
+    assert not torch.equal(first, its_mean)
+
+
+@pytest.mark.parametrize("refined", [True, False])
+def test_a_network_that_never_sees_given_channels_in_noise_has_no_mean_but_its_sample(refined):
+    """Published weights are such: at pure noise they would draw the masks of nobody's CT."""
+    whole = family() if refined else MedSyn(build.base())
+    asked = [whole.resolve(request())]
+    sample, mean = Fixing(whole, lambda _: _known(whole.grid)).sample_and_mean(asked)
+    assert torch.equal(sample, mean)
 
 
 def test_super_resolution_sees_what_is_given():

@@ -12,7 +12,7 @@ from medisyn.corpus.readers import read_item
 from medisyn.errors import InputError
 from medisyn.families.medsyn.cascade import MedSyn
 from medisyn.families.medsyn.channels import channels_from_sample, masks_from_channels
-from medisyn.families.medsyn.config import Grid
+from medisyn.families.medsyn.config import Grid, MedSynConfig
 from medisyn.families.medsyn.segmentation import masks_of_draws
 from medisyn.generation.provenance import read
 from medisyn.generation.volume_files.nifti import nifti_bytes
@@ -149,7 +149,7 @@ def test_the_same_call_makes_what_is_missing(done, model, cts):
 
 def test_draws_and_steps_are_the_models_own_unless_given(cts, tmp_path):
     """Masks are put together from draws of different noise; the first has the seed that a single one has."""
-    family = MedSyn(build.base()).with_defaults(segment_steps=3, segment_draws=2)
+    family = MedSyn(build.base(config=MedSynConfig(given_share=0.4))).with_defaults(segment_steps=3, segment_draws=2)
     family.save(tmp_path / "model")
 
     def run(name, **options):

@@ -80,15 +80,21 @@ class Fixing(MedSyn):
 
         Trained on squared error, it can say there no more than the mean of all that may be: of a mask's channel the
         chance of each voxel, where a sample has one of the possible masks. A cascade's mean is that of its base sample.
+        A network that has not learnt to be given channels (`given_share` 0) sees nothing of them in pure noise: its
+        mean is the sample.
         """
         fine = self._fine(requests)
         once = self.with_defaults(solver="renoise")  # whose single step is a single call
         low = self._low(requests, fine)
         if self.superres is None or once.superres is None:
+            if not self.base.config.given_share:
+                return low, low
             return low, Fixing(once, self.known_of).sample([replace(one, steps=1) for one in requests])
         seeds = [request.seed for request in requests]
-        mean = once.superres.upscale(low, seeds, steps=1, known=fine)
-        return self.superres.upscale(low, seeds, known=fine), mean
+        sample = self.superres.upscale(low, seeds, known=fine)
+        if not self.superres.config.given_share:
+            return sample, sample
+        return sample, once.superres.upscale(low, seeds, steps=1, known=fine)
 
     def _fine(self, requests: Sequence[Request]) -> list[Known]:
         return [self.known_of(request) for request in requests]
