@@ -12,6 +12,7 @@ from medisyn.cli import ENVIRONMENT
 for name, value in ENVIRONMENT.items():
     os.environ.setdefault(name, value)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach the network
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # runs are compared bit for bit; sums depend on the number of threads
 
 
 @pytest.fixture(scope="session")
