@@ -35,9 +35,10 @@ def test_options_reach_the_recipes(called, capsys):
     assert main(["generate", "anatomy", "--masks", "m", "--json"]) == 0
     assert called["generate_anatomy"][0] == ("",)
     assert called["generate_anatomy"][1]["fix"] == ()
-    assert main(["generate", "segment", "--ct", "a.nii.gz", "--report", "Effusion."]) == 0
+    assert main(["generate", "segment", "--ct", "a.nii.gz", "--report", "Effusion.", "--draws", "2"]) == 0
     arguments, options = called["segment_volumes"]
     assert (str(arguments[0]), options["report"], options["model"]) == ("a.nii.gz", "Effusion.", "starter-ct")
+    assert (options["draws"], options["steps"]) == (2, None)
     assert main(["generate", "segment", "--ct", "a.nii.gz", "--json"]) == 0
     printed = capsys.readouterr().out
     assert "Not for diagnostic use." in printed
