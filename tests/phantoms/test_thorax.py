@@ -191,6 +191,11 @@ def test_drawing_from_two_kinds_gives_only_those():
     assert drawn == {"effusion"}
 
 
+def test_a_kind_named_three_times_is_drawn_three_times_as_often():
+    drawn = [draw_findings(seed, ("none", "bullae", "bullae", "bullae")) for seed in range(400)]
+    assert 0.68 < np.mean([bool(found) for found in drawn]) < 0.82  # 0.75 expected, 0.02 the deviation
+
+
 def test_severity_has_a_word():
     assert [Finding("effusion", severity=s).word for s in (0, 0.33, 0.34, 0.67, 1)] == [
         "mild", "mild", "moderate", "severe", "severe",

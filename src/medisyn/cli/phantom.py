@@ -31,7 +31,7 @@ def ct(
         str | None,
         typer.Option(
             help="Kinds to draw the main finding from, with commas: effusion, cardiomegaly, bullae, consolidation, "
-            "ground_glass, nodule, atelectasis, none.",
+            "ground_glass, nodule, atelectasis, none. A kind named twice is drawn twice as often.",
             show_default="all",
         ),
     ] = None,

@@ -70,6 +70,8 @@ def _check_lobe(kind: str, side: str, lobe: int) -> None:
 def draw_findings(seed: int, kinds: Sequence[str] = (*KINDS, "none")) -> tuple[Finding, ...]:
     """The findings of one patient: a main one drawn evenly from `kinds`, and sometimes a second.
 
+    A kind that stands twice in `kinds` is drawn twice as often.
+
     Even kinds and sides give each prompt pair (with and without, left and right) the same number of cases; the second
     finding (30 %) keeps the absence of one from standing for the presence of another.
     """

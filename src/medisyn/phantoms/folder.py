@@ -100,7 +100,8 @@ def write_phantoms(
 ) -> PhantomReport:
     """Make `count` phantoms in `out`; each patient follows from `seed` and its own number, so more may be added later.
 
-    findings  the kinds that main findings are drawn from, evenly; "none" is a patient without any
+    findings  the kinds that main findings are drawn from, evenly, one that stands twice twice as often; "none" is a
+              patient without any
     progress  called with (done, total) phantoms
 
     Raises InputError for a count below 1, and when `out` holds anything else or phantoms of other settings;
