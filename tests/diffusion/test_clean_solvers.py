@@ -101,23 +101,6 @@ def test_renoising_shrinks_the_spread_of_what_a_perfect_network_knows():
 
     assert float(solve(gaussian_denoiser(0.5), lambda: start, "dpmpp-2m", 25).std()) > 0.48
     assert 0.3 < float(solve(gaussian_denoiser(0.5), fresh, "renoise", 25).std()) < 0.4
-    assert float(solve(gaussian_denoiser(0.5), fresh, "renoise", 25, renoise_until=0.5).std()) > 0.42
-
-
-def test_renoising_ends_at_the_time_asked_for_and_goes_on_as_ddim():
-    drawn = [torch.tensor([value]) for value in (3.0, -2.0, 5.0)]
-    shown: list[float] = []
-
-    def predict(x: torch.Tensor, time: float) -> torch.Tensor:
-        shown.append(float(x))
-        return torch.full_like(x, 0.5)
-
-    draws = iter(drawn)
-    solve(predict, draws.__next__, "renoise", 4, renoise_until=0.75)
-    assert [float(value) for value in draws] == [5.0]  # noise to start from and once more, at 0.75
-    follow = ddim_step(torch.tensor([shown[1]]), torch.tensor([0.5]), 0.75, 0.5)
-    assert shown[2] == pytest.approx(float(follow))
-    assert shown[3] == pytest.approx(float(ddim_step(follow, torch.tensor([0.5]), 0.5, 0.25)))
 
 
 def test_many_steps_stay_finite_where_the_schedule_is_flat():

@@ -43,26 +43,25 @@ def times_for(solver: str, steps: int) -> list[float]:
     return [*times, 0.0] if solver == "ddim" else times
 
 
-def solve(predict: Predict, draw: Draw, solver: str, steps: int, renoise_until: float = 0.0) -> torch.Tensor:
+def solve(predict: Predict, draw: Draw, solver: str, steps: int) -> torch.Tensor:
     """From unit noise to the clean data; `predict(x, t)` is called len(times_for(solver, steps)) times.
 
     `draw()` gives unit noise: once, to start from; by renoise for every step. renoise hides the clean prediction under
     fresh noise instead of following one path (Song et al. 2023, Consistency Models, algorithm 1): what a small network
     gets wrong at one step is then not taken for data at the next. It is no fair draw: of a perfect network's normal
-    distribution about 70 % of the spread is left. From the time `renoise_until` it goes on as
-    ddim: what is large is settled under fresh noise, and what is fine keeps more of its spread.
+    distribution about 70 % of the spread is left.
     """
     times = times_for(solver, steps)
     x = draw()
     earlier, earlier_step = x, 0.0
     for time, after in itertools.pairwise(times):
         clean = predict(x, time)
-        if solver == "renoise" and after >= renoise_until:
+        if solver == "ddim":
+            x = ddim_step(x, clean, time, after)
+            continue
+        if solver == "renoise":
             alpha, sigma = _shares(after)
             x = alpha * clean + sigma * draw()
-            continue
-        if solver != "dpmpp-2m":
-            x = ddim_step(x, clean, time, after)
             continue
         direction, step = clean, log_snr_half(after) - log_snr_half(time)
         if earlier_step > 0:

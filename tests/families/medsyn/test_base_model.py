@@ -201,7 +201,5 @@ def test_settings_that_make_no_sense_are_refused():
     assert MedSynDefaults(segment_steps=None).segment_steps is None
     with pytest.raises(ConfigError, match="guidance must be 0 or more, got -1"):
         MedSynDefaults(guidance=-1)
-    with pytest.raises(ConfigError, match=r"renoise_until must lie in \[0, 1\], got 25"):
-        MedSynDefaults(renoise_until=25)
     with pytest.raises(ConfigError, match=r"tile \(16, 8, 8\) must be larger than the overlap 8"):
         MedSynDefaults(tile=(16, 8, 8), overlap=8)

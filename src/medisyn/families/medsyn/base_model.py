@@ -112,8 +112,7 @@ class MedSynBase:
         given = draw_given(draws, self.config.given_share).to(self.device)
         noisy = torch.where(given, clean, add_noise(clean, noise, alpha, sigma))
         predicted = with_what_is_seen(self.unet(noisy, times, text_BTE=text), noisy, times, self.config.ct_residual)
-        error = error_per_sample(predicted, clean, given, self.config.lung_weight)
-        return weight_of(times, self.config.weight_limit) * error
+        return weight_of(times, self.config.weight_limit) * error_per_sample(predicted, clean, given)
 
     def sample(self, requests: Sequence[Request], known: Sequence[Known | None] | None = None) -> torch.Tensor:
         """Channels (B, C, D, H, W) float32 in [-1, 1] for requests that share steps and guidance.
@@ -146,7 +145,7 @@ class MedSynBase:
                 clean = self._clean(seen, time, asked, away if guided else None, guidance)
                 return torch.where(is_given, values, clean).clamp(-1, 1)
 
-            return solve(predict, draw, self.defaults.solver, steps, self.defaults.renoise_until)
+            return solve(predict, draw, self.defaults.solver, steps)
 
     def _clean(
         self, x_BCDHW: torch.Tensor, time: float, asked: torch.Tensor, away: torch.Tensor | None, guidance: float

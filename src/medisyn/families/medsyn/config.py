@@ -110,10 +110,9 @@ def _check_share(name: str, share: float) -> None:
         raise ConfigError(f"{name} must lie in [0, 1], got {share}")
 
 
-def _check_weights(weight_limit: float, ct_residual: float, lung_weight: float) -> None:
-    for name, weight in (("weight_limit", weight_limit), ("lung_weight", lung_weight)):
-        if not 1 <= weight < float("inf"):
-            raise ConfigError(f"{name} must be 1 or more, and finite, got {weight}")
+def _check_low_noise(weight_limit: float, ct_residual: float) -> None:
+    if not 1 <= weight_limit < float("inf"):
+        raise ConfigError(f"weight_limit must be 1 or more, and finite, got {weight_limit}")
     if not 0 <= ct_residual < float("inf"):
         raise ConfigError(f"ct_residual must be 0 or more, and finite, got {ct_residual}")
 
@@ -134,11 +133,10 @@ class MedSynConfig:
     given_share: float = 0.0  # share of samples in which channels are handed over clean, as generation hands over masks
     weight_limit: float = 1.0  # the loss of a time counts min(1 / sigma^2, weight_limit) times; 1 is MedSyn's
     ct_residual: float = 0.0  # SD of what the network's guess of the CT misses, in [-1, 1] units; 0 is MedSyn's
-    lung_weight: float = 1.0  # the CT's error counts so many times where the network draws lung; 1 is MedSyn's
 
     def __post_init__(self) -> None:
         _check_share("given_share", self.given_share)
-        _check_weights(self.weight_limit, self.ct_residual, self.lung_weight)
+        _check_low_noise(self.weight_limit, self.ct_residual)
         _check_share("report_dropout", self.report_dropout)
         if self.long_reports not in LONG_REPORTS:
             raise ConfigError(f"long_reports must be one of {', '.join(LONG_REPORTS)}, got {self.long_reports!r}")
@@ -153,14 +151,13 @@ class SuperResolutionConfig:
     factor: int = 4
     crop: tuple[int, int, int] = (256, 72, 72)  # the published code: full depth, 72 x 72 in the slice
     condition_noise: float = 0.4  # the condition is (1 - a) * low + a * noise, a uniform in [0, condition_noise]
-    given_share: float = 0.0  # this and the next three as in MedSynConfig
+    given_share: float = 0.0  # this and the next two as in MedSynConfig
     weight_limit: float = 1.0
     ct_residual: float = 0.0
-    lung_weight: float = 1.0
 
     def __post_init__(self) -> None:
         _check_share("given_share", self.given_share)
-        _check_weights(self.weight_limit, self.ct_residual, self.lung_weight)
+        _check_low_noise(self.weight_limit, self.ct_residual)
         if self.factor < 2:
             raise ConfigError(f"factor must be at least 2, got {self.factor}")
         if any(side % self.factor for side in self.crop):
@@ -174,7 +171,6 @@ class MedSynDefaults:
     """What a request gets when it leaves steps or guidance open, and how the large volume is cut into tiles."""
 
     solver: str = "ddim"  # MedSyn section IV-F: DDIM; "dpmpp-2m" needs fewer calls
-    renoise_until: float = 0.0  # the time from which "renoise" goes on as "ddim", in the base model
     steps: int = 50
     guidance: float = 1.0  # the published evaluation script; its script for conditional volumes has 3
     superres_steps: int = 20
@@ -190,7 +186,6 @@ class MedSynDefaults:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
-        _check_share("renoise_until", self.renoise_until)
         if not self.guidance >= 0:
             raise ConfigError(f"guidance must be 0 or more, got {self.guidance}")
         if self.overlap < 0 or min(self.tile) <= self.overlap:
