@@ -36,6 +36,7 @@ def score(seed: int, size: int, kind: str) -> dict[str, float]:
     chest = (found["lung"] > 0) | (found["effusion"] > 0)
     ratio = anatomy.cardiothoracic_ratio(found["heart"], chest) if found["heart"].any() else float("nan")
     fluid = anatomy.volume_ml(found["effusion"], spacing)
+    low = anatomy.low_attenuation_percent(phantom.volume.array_CDHW[0], found["lobe"] > 0, airway_DHW=found["airway"])
     return {
         "lung dice": anatomy.dice(found["lung"], truth["lobe"]),
         "airway dice": anatomy.dice(found["airway"], truth["airway"]),
@@ -46,6 +47,8 @@ def score(seed: int, size: int, kind: str) -> dict[str, float]:
         "cardiothoracic ratio, absolute error": abs(ratio - phantom.truth["cardiothoracic_ratio"]),
         "effusion mL, absolute error": abs(fluid - phantom.truth["effusion_ml"]),
         "effusion mL found where there is none": fluid if phantom.truth["effusion_ml"] == 0 else float("nan"),
+        "%LAA-950, absolute error": abs(low - phantom.truth["laa950_percent"]),
+        "%LAA-950 found where there are no bullae": low if phantom.truth["finding_ml"]["bullae"] == 0 else float("nan"),
         "cpu seconds": seconds,
     }
 

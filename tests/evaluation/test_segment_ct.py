@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from medisyn.errors import InputError, RangeError
-from medisyn.evaluation.anatomy import cardiothoracic_ratio, dice, lobe_dice, volume_ml
+from medisyn.evaluation.anatomy import cardiothoracic_ratio, dice, lobe_dice, low_attenuation_percent, volume_ml
 from medisyn.evaluation.segment_ct import SOURCE, frame, segment_ct
 from medisyn.evaluation.segment_ct.airway import grow_tree
 from medisyn.evaluation.segment_ct.fluid_heart import pleural_fluid
+from medisyn.evaluation.segment_ct.lungs import enclosed_gas
 from medisyn.phantoms import Finding, make_thorax
 from medisyn.types import HU, Volume
 
@@ -79,6 +80,38 @@ def test_fluid_lies_along_the_lung_where_a_muscle_only_comes_near_it(place, coun
     found = pleural_fluid(hu, np.ones(hu.shape, bool), sides, (5.0, 5.0, 5.0))
     assert found.any() == counts
     assert not found[np.abs(hu - 8) > 1].any()
+
+
+@pytest.mark.parametrize("findings", [(), (Finding("bullae", "both", 0.8),)])
+def test_gas_in_the_stomach_is_no_lung_and_no_emphysema(findings):
+    phantom = make_thorax(4686170353101668978, 64, findings)  # its stomach is as large as a part of a lung may be
+    volume = replace(phantom.volume, array_CDHW=phantom.volume.array_CDHW.round())  # as files hold it
+    masks, hu = segment_ct(volume).masks, volume.array_CDHW[0]
+    gas = (hu < -900) & (masks["body"] > 0) & (phantom.masks["lobe"] == 0) & (phantom.masks["airway"] == 0)
+    assert gas.sum() > 200
+    assert (masks["lung"] > 0)[gas].mean() < 0.02
+    measured = low_attenuation_percent(hu, masks["lobe"] > 0, airway_DHW=masks["airway"])
+    assert measured == pytest.approx(phantom.truth["laa950_percent"], rel=0.2, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("place", "is_gas"),
+    [
+        (np.s_[3:8, 12:20, 12:20], True),  # below the diaphragm, which is too thin to part it from the lung
+        (np.s_[14:20, 12:20, 12:20], False),  # a bulla
+        (np.s_[10:15, 12:20, 8:14], False),  # a bulla at the wall of the chest and the diaphragm
+    ],
+)
+def test_gas_is_enclosed_by_soft_tissue_and_a_bulla_by_lung(place, is_gas):
+    hu = np.full((40, 32, 32), 50.0)  # soft tissue in voxels of 5 mm
+    hu[10:36, 6:26, 8:24] = -850
+    hu[8:10, 12:20, 12:20] = -500
+    hu[place] = -990
+    found = enclosed_gas(hu < -400, hu, (5.0, 5.0, 5.0))
+    assert found.any() == is_gas
+    if is_gas:
+        assert found[place].all()
+        assert not found[10:].any()
 
 
 def test_axes_in_another_order_and_direction_give_the_same_masks(healthy, found):

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from medisyn.evaluation.segment_ct.frame import Spacing, closed, opened, window_around
+from medisyn.evaluation.segment_ct.frame import Spacing, closed, grown, opened, window_around
 
 LUNG_HU = -400.0  # half-way between aerated lung and soft tissue
 OUTSIDE_HU = -955.0  # room air is below, a lung cut by the edge of the scan is above
 MIN_LUNG_ML = 30.0
+GAS_HU, GAS_MM = -900.0, 8.0  # gas in stomach and bowel is below, in pockets of at least this radius
+GAS_SHARE = 0.1  # of all the air, at most: a lung with emphysema may be as thin
+GAS_BESIDE_AIR = 0.2  # of a pocket's surface, at most: phantoms' gas 0.01, a patient's colon 0.13, bullae 0.33 and more
+CORE_MM = 8.0  # as deep lies what is surely lung
 CLOSING_MM = 9.0
 SPLIT_MM = (0.0, 2.0, 4.0, 6.0, 9.0, 12.0)  # erosions tried until the two lungs come apart
 RIGHT, LEFT = 1, 2
@@ -76,7 +80,8 @@ def lungs(hu_dhw: np.ndarray, inside_dhw: np.ndarray, central_dhw: np.ndarray, s
     from scipy import ndimage
 
     aerated = (hu_dhw < LUNG_HU) & inside_dhw & ~central_dhw
-    aerated = _parts_of_lung(aerated, hu_dhw, spacing)
+    elsewhere = central_dhw | enclosed_gas(aerated, hu_dhw, spacing)
+    aerated = _parts_of_lung(aerated & ~elsewhere, hu_dhw, spacing)
     sides = _two_sides(aerated, spacing)
     result = np.zeros(hu_dhw.shape, dtype=np.uint8)
     for label in (RIGHT, LEFT):
@@ -85,7 +90,7 @@ def lungs(hu_dhw: np.ndarray, inside_dhw: np.ndarray, central_dhw: np.ndarray, s
             continue
         box = window_around(one, CLOSING_MM + 2 * max(spacing), spacing)
         full = ndimage.binary_fill_holes(_closed_over(one[box], spacing))
-        full &= ~central_dhw[box] & inside_dhw[box] & (result[box] == 0)
+        full &= ~elsewhere[box] & inside_dhw[box] & (result[box] == 0)
         result[box][full & (sides[box] != RIGHT + LEFT - label)] = label
     return result
 
@@ -94,6 +99,32 @@ def _closed_over(lung_dhw: np.ndarray, spacing: Spacing) -> np.ndarray:
     """The lung with its vessels: gaps are closed, but blobs wider than 14 mm at its rim are fluid or mediastinum."""
     added = closed(lung_dhw, CLOSING_MM, spacing) & ~lung_dhw
     return lung_dhw | (added & ~opened(added, 7.0, spacing))
+
+
+def enclosed_gas(aerated_dhw: np.ndarray, hu_dhw: np.ndarray, spacing: Spacing) -> np.ndarray:
+    """Gas in stomach and bowel: pockets as thin as air that soft tissue encloses, where a bulla has lung beside it.
+
+    A watershed on HU parts a pocket from a lung that it touches across the diaphragm.
+    """
+    from scipy import ndimage
+    from skimage.segmentation import watershed
+
+    gas = np.zeros(aerated_dhw.shape, dtype=bool)
+    labels, _count = ndimage.label(opened(aerated_dhw & (hu_dhw < GAS_HU), GAS_MM, spacing))
+    step = 1.01 * max(spacing)
+    for number, found in enumerate(ndimage.find_objects(labels), start=1):
+        if (labels[found] == number).sum() > GAS_SHARE * aerated_dhw.sum():
+            continue
+        box = window_around(labels == number, 4 * CORE_MM + step, spacing)
+        pocket, air = labels[box] == number, aerated_dhw[box]
+        core = ndimage.distance_transform_edt(air, sampling=spacing) > CORE_MM
+        lung = core & ~grown(pocket, 2 * CORE_MM + step, spacing)
+        markers = np.where(pocket, 1, np.where(lung, 2, 0)).astype(np.int32)
+        whole = watershed(hu_dhw[box], markers, mask=air) == 1
+        around = grown(whole, step, spacing) & ~whole
+        if not around.any() or air[around].mean() <= GAS_BESIDE_AIR:
+            gas[box] |= whole
+    return gas
 
 
 def _parts_of_lung(aerated: np.ndarray, hu_dhw: np.ndarray, spacing: Spacing) -> np.ndarray:
