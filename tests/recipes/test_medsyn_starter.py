@@ -21,7 +21,7 @@ from medisyn.types import Request
 ENCODER, BASE, SUPERRES = (PRESETS[f"medsyn-{name}-tiny"] for name in ("report-encoder", "base", "superres"))
 TINY = dataclasses.replace(
     STARTER_CT,
-    phantoms=PhantomSet(count=3, size=32),
+    phantoms=PhantomSet(count=3, size=32, findings=("effusion", "bullae")),
     bert=ENCODER.network,
     positions=ENCODER.positions,
     objective=ENCODER.objective,
@@ -47,6 +47,8 @@ def test_from_nothing_to_a_model_and_once_more(tmp_path):
     corpus, out = tmp_path / "phantoms", tmp_path / "run"
     report, said = run(TINY, corpus, out)
     assert "making 3 phantoms of 32 voxels a side" in said
+    made = [json.loads(line)["drawn_from"] for line in (corpus / "phantoms.jsonl").read_text().splitlines()]
+    assert made == [["effusion", "bullae"]] * 3
     assert [line for line in said if line.startswith("stage")] == [
         "stage 1 of 4: report-encoder",
         "stage 2 of 4: base",
@@ -103,7 +105,7 @@ def test_a_run_goes_on_from_a_model(tmp_path):
 
 def test_phantoms_that_were_interrupted_are_finished_and_others_are_left_alone(tmp_path):
     corpus = tmp_path / "phantoms"
-    write_phantoms(corpus, 2, size=32)
+    write_phantoms(corpus, 2, size=32, findings=TINY.phantoms.findings)
     TINY.prepare(corpus, tmp_path / "run", print, processes=1)
     assert len(list(corpus.glob("thorax-*"))) == 2  # a finished folder is read as it is
     record = json.loads((corpus / "run.json").read_text())
@@ -123,7 +125,7 @@ def test_what_is_refused(tmp_path):
 def test_the_plan_of_the_real_one(tmp_path):
     said = []
     STARTER_CT.plan(tmp_path / "new", tmp_path / "run", said.append)
-    assert said[0] == "3000 phantoms of 64 voxels are made"
+    assert said[0] == "3600 phantoms of 64 voxels are made"
     assert said[1:4] == [
         f"{stage}: {settings.num_steps} steps of {settings.batch_size}, rate {settings.learning_rate:g}"
         for stage, settings in STARTER_CT._stages().items()

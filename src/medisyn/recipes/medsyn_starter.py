@@ -26,6 +26,7 @@ from medisyn.families.medsyn.config import (
     SuperResolutionConfig,
     UNetConfig,
 )
+from medisyn.phantoms.findings import KINDS
 from medisyn.phantoms.folder import label_columns
 from medisyn.recipes.medsyn_corpus import CtData
 from medisyn.recipes.medsyn_presets import PREVIEW_PROMPTS
@@ -47,6 +48,7 @@ class PhantomSet:
 
     count: int
     size: int  # voxels of each side
+    findings: tuple[str, ...] = (*KINDS, "none")  # the kinds that main findings are drawn from
     seed: int = 0
     processes: int = 1
 
@@ -168,7 +170,8 @@ class StarterCtRun:
             return
         announce(f"making {self.phantoms.count} phantoms of {self.phantoms.size} voxels a side")
         engine = "inline" if self.phantoms.processes == 1 else f"processes:{self.phantoms.processes}"
-        write_phantoms(corpus, self.phantoms.count, size=self.phantoms.size, seed=self.phantoms.seed, engine=engine)
+        made = self.phantoms
+        write_phantoms(corpus, made.count, size=made.size, seed=made.seed, findings=made.findings, engine=engine)
 
     def _export(self, out: Path, announce: Announce) -> None:
         """The joined cascade in float16. Raises ModelError when it is larger than what may ship."""
@@ -211,8 +214,9 @@ _TRAIN = TrainSettings(
 STARTER_CT = StarterCtRun(
     summary="the CT model that ships with MediSyn: 64 x 64 x 64 chest CT with anatomy from a report, from phantoms",
     phantoms=PhantomSet(
-        count=3000,  # 0.3 s each on one core; sides, severities and omissions multiply the kinds of findings
+        count=3600,  # 0.3 s each on one core; sides, severities and omissions multiply the kinds of findings
         size=64,
+        findings=(*KINDS, "none", "bullae", "bullae"),  # holes are few voxels: so a third of the main findings
         processes=1,
     ),
     bert=BertSize(
@@ -237,8 +241,10 @@ STARTER_CT = StarterCtRun(
         long_reports="pool",
         short_reports="stretch",
         given_share=0.4,
-        weight_limit=10.0,  # at 1 it wiped out holes that were plainly to be seen
+        weight_limit=20.0,  # at 1 it wiped out holes that were plainly to be seen
         ct_residual=0.1,
+        lung_weight=10.0,  # lungs are a tenth of the voxels, and most of what reports tell
+        lung_reach=2,  # without it pressed lung lay between the air and an effusion, 15 mm thick and more
     ),
     refine=SuperResolutionConfig(
         factor=2,  # the paper's is 4; from 16 voxels a side hearts had no border and organs were uneven
@@ -247,6 +253,7 @@ STARTER_CT = StarterCtRun(
         given_share=0.4,
         weight_limit=10.0,
         ct_residual=0.1,
+        lung_weight=10.0,
     ),
     defaults=MedSynDefaults(
         solver="renoise",  # on one path a small network takes its own errors for data

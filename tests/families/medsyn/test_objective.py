@@ -11,7 +11,13 @@ from medisyn.diffusion.cosine import cosine_alpha_sigma
 from medisyn.diffusion.schedules import add_noise
 from medisyn.errors import ConfigError
 from medisyn.families.medsyn.config import MedSynConfig, SuperResolutionConfig
-from medisyn.families.medsyn.objective import draw_given, error_per_sample, weight_of, with_what_is_seen
+from medisyn.families.medsyn.objective import (
+    draw_given,
+    error_per_sample,
+    weight_of,
+    weight_of_lungs,
+    with_what_is_seen,
+)
 from medisyn.seeding import generator_for
 from medisyn.types import Request
 
@@ -44,6 +50,45 @@ def test_given_channels_stay_out_of_the_error():
     )
     given = torch.tensor([[True, False, False, False], [False] * 4])[:, :, None, None, None]
     assert error_per_sample(prediction, clean, given).tolist() == pytest.approx([(1 + 4 + 9) / 3, 16 / 4])
+
+
+def test_lungs_count_more_and_leave_the_other_channels_alone():
+    lobe = torch.tensor([-1.0, -0.8, -0.6, 1.0]).reshape(1, 1, 1, 4)  # background, half a lobe, labels 1 and 5
+    weight = weight_of_lungs(lobe, 5.0)
+    assert weight.flatten().tolist() == pytest.approx([4 / 14, 12 / 14, 20 / 14, 20 / 14])
+
+    clean, nothing = torch.zeros(1, 4, 1, 1, 4), torch.zeros(1, 4, 1, 1, 1, dtype=torch.bool)
+    clean[:, 1], given = lobe, torch.tensor([False, True, False, False])[None, :, None, None, None]
+    prediction = torch.tensor([2.0, 0.0, 0.0, 1.0]).expand(1, 4, 1, 1, 4)
+    plain = (4 + 1) / 4  # of each channel but the lobes
+    by_given = (1 * 4 + 5 * 1) / 14
+    assert error_per_sample(prediction, clean, given, 5.0).item() == pytest.approx((by_given + 2 * plain) / 3)
+    assert error_per_sample(prediction, clean, given).item() == pytest.approx(plain)
+    drawn = prediction.clone()
+    drawn[:, 1] = lobe  # drawn right, where it is not given
+    assert error_per_sample(drawn, clean, nothing, 5.0).item() == pytest.approx((by_given + 0 + 2 * plain) / 4)
+    assert weight_of_lungs(lobe, 5.0, 1).flatten().tolist() == pytest.approx([3 / 4.5, 5 / 4.5, 5 / 4.5, 5 / 4.5])
+    everywhere = torch.ones_like(lobe)
+    assert torch.equal(weight_of_lungs(everywhere, 5.0), everywhere)
+
+
+def test_the_weight_of_lungs_is_no_target_of_its_own():
+    """The lobe that weighs the CT's error is not moved to make it cheaper."""
+    clean, nothing = torch.zeros(1, 4, 1, 1, 2), torch.zeros(1, 4, 1, 1, 1, dtype=torch.bool)
+    prediction = torch.tensor([2.0, 0.0]).expand(1, 4, 1, 1, 2).clone().requires_grad_()
+    error_per_sample(prediction, clean, nothing, 5.0).backward()
+    assert prediction.grad[:, 1].flatten().tolist() == pytest.approx([2 * 2.0 / 2 / 4, 0.0])
+
+
+def test_both_networks_learn_with_the_weight_of_lungs():
+    for model, weighted in (
+        (build.base(), build.base(config=MedSynConfig(lung_weight=10.0))),
+        (build.superres(), build.superres(config=replace(build.SUPERRES, lung_weight=10.0))),
+    ):
+        rows = model.encode(build.chests(4))
+        plain, heavy = model.loss(rows, draws(4)), weighted.loss(rows, draws(4))
+        assert torch.isfinite(heavy).all()
+        assert not torch.allclose(heavy, plain)
 
 
 def cts_seen_by(model) -> list[torch.Tensor]:
@@ -142,8 +187,15 @@ def test_generation_joins_what_the_network_was_shown():
 
 @pytest.mark.parametrize("config", [MedSynConfig, SuperResolutionConfig])
 @pytest.mark.parametrize(
-    ("name", "value"), [("weight_limit", 0.5), ("weight_limit", float("inf")), ("ct_residual", -1)]
+    ("name", "value"),
+    [
+        ("weight_limit", 0.5),
+        ("weight_limit", float("inf")),
+        ("lung_weight", float("nan")),
+        ("lung_reach", 0.5),
+        ("ct_residual", -1),
+    ],
 )
-def test_low_noise_settings_are_checked(config, name, value):
+def test_settings_of_the_loss_are_checked(config, name, value):
     with pytest.raises(ConfigError, match=f"{name} must be"):
         config(**{name: value})

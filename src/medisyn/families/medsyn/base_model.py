@@ -112,7 +112,8 @@ class MedSynBase:
         given = draw_given(draws, self.config.given_share).to(self.device)
         noisy = torch.where(given, clean, add_noise(clean, noise, alpha, sigma))
         predicted = with_what_is_seen(self.unet(noisy, times, text_BTE=text), noisy, times, self.config.ct_residual)
-        return weight_of(times, self.config.weight_limit) * error_per_sample(predicted, clean, given)
+        error = error_per_sample(predicted, clean, given, self.config.lung_weight, self.config.lung_reach)
+        return weight_of(times, self.config.weight_limit) * error
 
     def sample(self, requests: Sequence[Request], known: Sequence[Known | None] | None = None) -> torch.Tensor:
         """Channels (B, C, D, H, W) float32 in [-1, 1] for requests that share steps and guidance.

@@ -110,11 +110,14 @@ def _check_share(name: str, share: float) -> None:
         raise ConfigError(f"{name} must lie in [0, 1], got {share}")
 
 
-def _check_low_noise(weight_limit: float, ct_residual: float) -> None:
-    if not 1 <= weight_limit < float("inf"):
-        raise ConfigError(f"weight_limit must be 1 or more, and finite, got {weight_limit}")
+def _check_weights(weight_limit: float, ct_residual: float, lung_weight: float, lung_reach: int) -> None:
+    for name, weight in (("weight_limit", weight_limit), ("lung_weight", lung_weight)):
+        if not 1 <= weight < float("inf"):
+            raise ConfigError(f"{name} must be 1 or more, and finite, got {weight}")
     if not 0 <= ct_residual < float("inf"):
         raise ConfigError(f"ct_residual must be 0 or more, and finite, got {ct_residual}")
+    if lung_reach < 0 or lung_reach != int(lung_reach):
+        raise ConfigError(f"lung_reach must be a whole number of voxels, 0 or more, got {lung_reach}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,10 +136,12 @@ class MedSynConfig:
     given_share: float = 0.0  # share of samples in which channels are handed over clean, as generation hands over masks
     weight_limit: float = 1.0  # the loss of a time counts min(1 / sigma^2, weight_limit) times; 1 is MedSyn's
     ct_residual: float = 0.0  # SD of what the network's guess of the CT misses, in [-1, 1] units; 0 is MedSyn's
+    lung_weight: float = 1.0  # the CT's error counts so many times where the network draws lung; 1 is MedSyn's
+    lung_reach: int = 0  # voxels around a lung that count as it does: its fluid and its wall
 
     def __post_init__(self) -> None:
         _check_share("given_share", self.given_share)
-        _check_low_noise(self.weight_limit, self.ct_residual)
+        _check_weights(self.weight_limit, self.ct_residual, self.lung_weight, self.lung_reach)
         _check_share("report_dropout", self.report_dropout)
         if self.long_reports not in LONG_REPORTS:
             raise ConfigError(f"long_reports must be one of {', '.join(LONG_REPORTS)}, got {self.long_reports!r}")
@@ -151,13 +156,15 @@ class SuperResolutionConfig:
     factor: int = 4
     crop: tuple[int, int, int] = (256, 72, 72)  # the published code: full depth, 72 x 72 in the slice
     condition_noise: float = 0.4  # the condition is (1 - a) * low + a * noise, a uniform in [0, condition_noise]
-    given_share: float = 0.0  # this and the next two as in MedSynConfig
+    given_share: float = 0.0  # this and the next four as in MedSynConfig
     weight_limit: float = 1.0
     ct_residual: float = 0.0
+    lung_weight: float = 1.0
+    lung_reach: int = 0
 
     def __post_init__(self) -> None:
         _check_share("given_share", self.given_share)
-        _check_low_noise(self.weight_limit, self.ct_residual)
+        _check_weights(self.weight_limit, self.ct_residual, self.lung_weight, self.lung_reach)
         if self.factor < 2:
             raise ConfigError(f"factor must be at least 2, got {self.factor}")
         if any(side % self.factor for side in self.crop):

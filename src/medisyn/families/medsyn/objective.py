@@ -13,8 +13,9 @@ import torch
 from torch.nn import functional as F
 
 from medisyn.diffusion.cosine import cosine_alpha_sigma
-from medisyn.families.medsyn.config import CHANNELS, SuperResolutionConfig
+from medisyn.families.medsyn.config import CHANNELS, NUM_LOBES, SuperResolutionConfig
 
+FIRST_LOBE = 2 / NUM_LOBES  # how far label 1 lies from the background, in [-1, 1]
 SEGMENTING = 0.5  # of the rows that are given something, the share that is given the CT alone
 
 
@@ -129,12 +130,42 @@ def draw_given(generators: Sequence[torch.Generator], share: float) -> torch.Ten
 
 
 def error_per_sample(
-    prediction_BCDHW: torch.Tensor, clean_BCDHW: torch.Tensor, given_BC111: torch.Tensor
+    prediction_BCDHW: torch.Tensor,
+    clean_BCDHW: torch.Tensor,
+    given_BC111: torch.Tensor,
+    lung_weight: float = 1.0,
+    lung_reach: int = 0,
 ) -> torch.Tensor:
-    """Mean squared error over voxels and the channels not given, float32 (B,) (MedSyn equations 9 and 10)."""
+    """Mean squared error over voxels and the channels not given, float32 (B,) (MedSyn equations 9 and 10).
+
+    lung_weight, lung_reach: how often the CT's error counts where lung is, by the lobes that are given or drawn, and
+    how many voxels around it
+    """
     asked_BC = ~given_BC111.flatten(1)
-    error_BC = (prediction_BCDHW.float() - clean_BCDHW.float()).square().flatten(2).mean(dim=2)
+    error_BCDHW = (prediction_BCDHW.float() - clean_BCDHW.float()).square()
+    if lung_weight != 1:
+        lobe = CHANNELS.index("lobe")
+        lobe_BDHW = torch.where(given_BC111, clean_BCDHW, prediction_BCDHW)[:, lobe].detach().float()
+        ct_BDHW = error_BCDHW[:, 0] * weight_of_lungs(lobe_BDHW, lung_weight, lung_reach)
+        error_BCDHW = torch.cat([ct_BDHW[:, None], error_BCDHW[:, 1:]], dim=1)
+    error_BC = error_BCDHW.flatten(2).mean(dim=2)
     return (error_BC * asked_BC).sum(dim=1) / asked_BC.sum(dim=1)
+
+
+def weight_of_lungs(lobe_BDHW: torch.Tensor, lung_weight: float, lung_reach: int = 0) -> torch.Tensor:
+    """How often each voxel counts, (B, D, H, W) with a mean of 1 over each volume.
+
+    Where the lobe channel, -1 to 1, shows a lobe, and in the cube of `lung_reach` voxels around, `lung_weight` times as
+    often as elsewhere; in between where the channel lies in between. The channel must be one that the network sees or
+    draws. A weight that depends on nothing else leaves the best prediction of each voxel what it is, the mean of what
+    it can be, and only decides where a small network errs least; one by the true lobes would draw lung where lung is
+    likely.
+    """
+    lung_BDHW = ((lobe_BDHW + 1) / FIRST_LOBE).clamp(0, 1)
+    if lung_reach:
+        lung_BDHW = F.max_pool3d(lung_BDHW[:, None], 2 * lung_reach + 1, stride=1, padding=lung_reach)[:, 0]
+    weight_BDHW = 1 + (lung_weight - 1) * lung_BDHW
+    return weight_BDHW / weight_BDHW.mean(dim=(1, 2, 3), keepdim=True)
 
 
 def with_what_is_seen(

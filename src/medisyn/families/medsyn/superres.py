@@ -94,7 +94,8 @@ class MedSynSuperResolution:
         noisy = torch.where(given, clean, add_noise(clean, noise, alpha, sigma))
         guess = self.unet(noisy, times, condition_BCDHW=condition)
         predicted = with_what_is_seen(guess, noisy, times, self.config.ct_residual)
-        return weight_of(times, self.config.weight_limit) * error_per_sample(predicted, clean, given)
+        error = error_per_sample(predicted, clean, given, self.config.lung_weight, self.config.lung_reach)
+        return weight_of(times, self.config.weight_limit) * error
 
     def upscale(
         self,
