@@ -31,7 +31,7 @@ from medisyn.corpus.readers import read_item
 from medisyn.errors import InputError
 from medisyn.evaluation.alignment import prompt_pair
 from medisyn.evaluation.anatomy import dice, normal_range
-from medisyn.evaluation.anatomy_table import LOBE_MEASURES
+from medisyn.evaluation.anatomy_table import LOBE_MEASURES, says
 from medisyn.evaluation.bootstrap import mean_interval, wilson
 from medisyn.evaluation.segment_ct import segment_ct
 from medisyn.recipes.evaluate_anatomy import evaluate_anatomy, find_volumes
@@ -99,14 +99,24 @@ class Bench:
         return read_jsonl(self.phantoms / "phantoms.jsonl")
 
     def normal(self, measure: str) -> np.ndarray:
-        """The measure in each phantom without findings; NaN where it could not be taken. Measured once."""
-        place = self.out / "normals.json"
+        """The measure in each phantom without findings; NaN where it could not be taken."""
+        if self.normals is None:
+            raise InputError("this stage needs --normals, a folder of `medisyn phantom ct --findings none`")
+        return np.array([values[measure] for values in self._measured(self.normals, "normals").values()], dtype=float)
+
+    def denying(self, finding: str, measure: str) -> np.ndarray:
+        """The measure in each held-out phantom whose own report denies the finding."""
+        found = self._measured(self.phantoms, "held-out")
+        texts = {one["key"]: f"{one['findings_text']} {one['impression_text']}" for one in self.truths()}
+        return np.array([found[key][measure] for key, text in texts.items() if says(text, finding) is False], float)
+
+    def _measured(self, folder: Path, name: str) -> dict[str, Mapping[str, float]]:
+        """The quantities of each CT of a folder by its key, measured once."""
+        place = self.out / f"{name}.json"
         if not place.is_file():
-            if self.normals is None:
-                raise InputError("this stage needs --normals, a folder of `medisyn phantom ct --findings none`")
-            found = evaluate_anatomy(self.normals, masks="classical", out=self.out / "anatomy" / "normals")
+            found = evaluate_anatomy(folder, masks="classical", out=self.out / "anatomy" / name)
             write_json(place, [{"key": one.key, "values": _plain(one.values)} for one in found.volumes])
-        return np.array([one["values"][measure] for one in json.loads(place.read_text())], dtype=float)
+        return {one["key"]: one["values"] for one in json.loads(place.read_text())}
 
     def chosen(self) -> Path:
         """A folder with the first `count` phantoms."""
@@ -126,7 +136,8 @@ class Bench:
 def pair(bench: Bench, name: str) -> dict[str, Any]:
     """One pair of prompts: the test, the medians, and where the denying arm lies among phantoms without findings.
 
-    A denying volume that could not be measured counts as outside.
+    A denying volume that could not be measured counts as outside. Beside it stand held-out phantoms whose own report
+    denies the finding: they have other findings, which the segmenter may take for this one.
     """
     asked = PAIRS[name]
     prompts = {"present": asked.present, "absent": asked.absent}
@@ -144,6 +155,11 @@ def pair(bench: Bench, name: str) -> dict[str, Any]:
     denied = len(arms["absent"])
     inside = round(found.absent_in_range * found.n_absent)
     interval = wilson(inside, denied)
+    own = bench.denying(asked.finding, asked.measure)
+    own_inside = int(((own >= usual[0]) & (own <= usual[1])).sum())
+    denying = (
+        {"inside": own_inside, "n": len(own), "interval": asdict(wilson(own_inside, len(own)))} if len(own) else None
+    )
     return {
         "measure": asked.measure,
         "prompts": prompts,
@@ -154,6 +170,7 @@ def pair(bench: Bench, name: str) -> dict[str, Any]:
         **_plain(asdict(found)),
         "absent_in_range": inside / denied,
         "absent_interval": asdict(interval),
+        "phantoms_denying": denying,
         "reached": {"p < 0.001": found.p < 0.001, "absent inside the normal range": interval.high >= 0.95},
         "values": {arm: _plain(dict(enumerate(values))) for arm, values in arms.items()},
     }

@@ -38,7 +38,7 @@ def _pair_lines(name: str, found: Mapping[str, Any]) -> list[str]:
     low, high = found["normal_range"]
     chance, inside = found["superiority_interval"], found["absent_interval"]
     n = f"{found['n_present']} and {found['n_absent']}"
-    return [
+    lines = [
         f"| {name} | {found['measure']}, median present and absent | {found['medians']['present']:.4g} and "
         f"{found['medians']['absent']:.4g} | | {n} |",
         f"| {name} | superiority, p = {found['p']:.2g} | {found['superiority']:.1%} | {chance['low']:.1%} to "
@@ -46,6 +46,11 @@ def _pair_lines(name: str, found: Mapping[str, Any]) -> list[str]:
         f"| {name} | absent inside {low:.4g} to {high:.4g} ({found['n_normal']} normal phantoms) | "
         f"{found['absent_in_range']:.1%} | {inside['low']:.1%} to {inside['high']:.1%} | {found['n_absent']} |",
     ]
+    if own := found["phantoms_denying"]:
+        ends = f"{own['interval']['low']:.1%} to {own['interval']['high']:.1%}"
+        what = "the same of held-out phantoms whose report denies it"
+        lines.append(f"| {name} | {what} | {own['inside'] / own['n']:.1%} | {ends} | {own['n']} |")
+    return lines
 
 
 def _mean_line(stage: str, what: str, row: Mapping[str, Any]) -> str:

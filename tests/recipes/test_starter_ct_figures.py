@@ -31,14 +31,18 @@ def figures():
 class Known:
     """A bench whose volumes measure what the test says."""
 
-    def __init__(self, arms, normals=()):
-        self.arms, self.normals = arms, normals
+    def __init__(self, arms, normals=(), denied=()):
+        self.arms, self.normals, self.denied = arms, normals, denied
 
     def made(self, name, prompt):
         return self.arms[name]
 
     def normal(self, measure):
         return np.array([row[measure] for row in self.normals], dtype=float)
+
+    def denying(self, finding, measure):
+        assert finding == "effusion"
+        return np.array([row[measure] for row in self.denied], dtype=float)
 
 
 def rows(*values):
@@ -48,7 +52,7 @@ def rows(*values):
 def test_a_pair_is_judged_by_normal_phantoms(figures):
     normals = rows(*range(41), None)
     arms = {"effusion-present": rows(*range(500, 508)), "effusion-absent": rows(0, *range(2, 9), float("nan"))}
-    found = figures.pair(Known(arms, normals), "effusion")
+    found = figures.pair(Known(arms, normals, rows(0, 2, 30, None)), "effusion")
     assert found["normal_range"] == pytest.approx((1, 39))
     assert found["n_normal"] == 41
     assert found["medians"] == {"present": 503.5, "absent": 4.5}
@@ -56,9 +60,24 @@ def test_a_pair_is_judged_by_normal_phantoms(figures):
     assert found["p"] == pytest.approx(1 / 12870, rel=0.05)  # exact Mann-Whitney: 1 of 16 over 8
     assert found["absent_in_range"] == 7 / 9  # what could not be measured is not normal
     assert found["reached"] == {"p < 0.001": True, "absent inside the normal range": False}
+    assert (found["phantoms_denying"]["inside"], found["phantoms_denying"]["n"]) == (2, 4)
     measured = figures.pair(Known({**arms, "effusion-absent": rows(0, *range(2, 9))}, normals), "effusion")
     assert measured["reached"]["absent inside the normal range"] is True  # 7 of 8 is not told from 95 %
-    assert "| effusion | superiority, p = " in figures.markdown({"stages": {"effusion": json.loads(json.dumps(found))}})
+    text = figures.markdown({"stages": {"effusion": json.loads(json.dumps(found))}})
+    assert "| effusion | superiority, p = " in text
+    assert "| effusion | the same of held-out phantoms whose report denies it | 50.0% | " in text
+    assert measured["phantoms_denying"] is None
+    assert "held-out" not in figures.markdown({"stages": {"effusion": measured}})
+
+
+def test_phantoms_that_deny_a_finding_are_told_by_their_reports(figures, tmp_path):
+    write_phantoms(tmp_path / "phantoms", 6, size=32, findings=("none", "bullae"))
+    bench = figures.Bench("", tmp_path / "phantoms", 6, tmp_path / "out", normals=tmp_path / "phantoms")
+    reports = [f"{one['findings_text']} {one['impression_text']}".lower() for one in bench.truths()]
+    deny = ["no bullae" in text or "no emphysema" in text for text in reports]
+    assert 0 < sum(deny) < 6
+    np.testing.assert_array_equal(bench.denying("bullae", "laa950_percent"), bench.normal("laa950_percent")[deny])
+    assert (tmp_path / "out" / "held-out.json").is_file()
 
 
 def test_a_side_without_fluid_is_wrong(figures):
