@@ -31,7 +31,7 @@ from medisyn.corpus.readers import read_item
 from medisyn.errors import InputError
 from medisyn.evaluation.alignment import prompt_pair
 from medisyn.evaluation.anatomy import dice, normal_range
-from medisyn.evaluation.anatomy_table import LOBE_MEASURES, says
+from medisyn.evaluation.anatomy_table import FINDINGS, LOBE_MEASURES, says
 from medisyn.evaluation.bootstrap import mean_interval, wilson
 from medisyn.evaluation.segment_ct import segment_ct
 from medisyn.recipes.evaluate_anatomy import evaluate_anatomy, find_volumes
@@ -107,8 +107,9 @@ class Bench:
     def denying(self, finding: str, measure: str) -> np.ndarray:
         """The measure in each held-out phantom whose own report denies the finding."""
         found = self._measured(self.phantoms, "held-out")
+        name = next(name for name in FINDINGS if finding in name)  # pleural effusion
         texts = {one["key"]: f"{one['findings_text']} {one['impression_text']}" for one in self.truths()}
-        return np.array([found[key][measure] for key, text in texts.items() if says(text, finding) is False], float)
+        return np.array([found[key][measure] for key, text in texts.items() if says(text, name) is False], float)
 
     def _measured(self, folder: Path, name: str) -> dict[str, Mapping[str, float]]:
         """The quantities of each CT of a folder by its key, measured once."""

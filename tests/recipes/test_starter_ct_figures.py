@@ -78,6 +78,8 @@ def test_phantoms_that_deny_a_finding_are_told_by_their_reports(figures, tmp_pat
     assert 0 < sum(deny) < 6
     np.testing.assert_array_equal(bench.denying("bullae", "laa950_percent"), bench.normal("laa950_percent")[deny])
     assert (tmp_path / "out" / "held-out.json").is_file()
+    for asked in figures.PAIRS.values():
+        assert len(bench.denying(asked.finding, asked.measure)) <= 6
 
 
 def test_a_side_without_fluid_is_wrong(figures):
