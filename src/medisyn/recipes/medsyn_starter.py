@@ -244,7 +244,7 @@ STARTER_CT = StarterCtRun(
         weight_limit=10.0,  # at 1 it wiped out holes that were plainly to be seen
         ct_residual=0.1,
         lung_weight=10.0,  # lungs are a tenth of the voxels, and most of what reports tell
-        lung_reach=2,  # without it pressed lung lay between the air and an effusion, 15 mm thick and more
+        lung_reach=2,  # without it still less of an effusion lies at the air
     ),
     refine=SuperResolutionConfig(
         factor=2,  # the paper's is 4; from 16 voxels a side hearts had no border and organs were uneven
