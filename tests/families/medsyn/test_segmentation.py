@@ -24,7 +24,7 @@ def draws(count, **channels):
 
 
 @pytest.mark.parametrize("axes", ["SPL", "IAR"])
-def test_each_draw_votes_for_a_lobe_and_equal_votes_go_to_the_lower_label(axes):
+def test_each_draw_votes_for_a_lobe_and_equal_votes_go_to_the_label_drawn_first(axes):
     """Two of three say 5; the mean of their labels, 10/3, would be another lobe."""
     grid = Grid(shape=(8, 8, 8), spacing_mm=(40.0, 44.0, 44.0), axes=axes)
     low = torch.zeros(8, 8, 8)
@@ -33,7 +33,8 @@ def test_each_draw_votes_for_a_lobe_and_equal_votes_go_to_the_lower_label(axes):
     found = masks_of_draws(three, draws(3), grid)["lobe"]
     np.testing.assert_array_equal(found, masks_from_channels(three[0], grid)["lobe"])
     assert set(np.unique(found)) == {0, 5}
-    assert (masks_of_draws(draws(2, lobe=[0.6, 0.2]), draws(2), GRID)["lobe"] == 1).all()
+    for values, label in (([0.6, 0.2], 3), ([0.0, 0.2], 0), ([0.2, 0.6, 0.6], 3), ([0.2, 0.6, 0.6, 0.2], 1)):
+        assert (masks_of_draws(draws(len(values), lobe=values), draws(len(values)), GRID)["lobe"] == label).all()
 
 
 def test_a_tree_is_cut_at_half_of_its_dice_not_at_a_half():
