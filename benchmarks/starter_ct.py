@@ -214,7 +214,10 @@ def _right(by_side: Mapping[str, Sequence[bool]]) -> dict[str, Any]:
 
 
 def lobes(bench: Bench) -> dict[str, Any]:
-    """Lobes of held-out phantoms are kept, with each phantom's report, and measured in the CT that came out."""
+    """Lobes of held-out phantoms are kept, with each phantom's report, and measured in the CT that came out.
+
+    By the classical segmenter, and by the model, which is given the CT alone or with the report that it was made from.
+    """
     table = bench.out / "lobes.csv"
     with table.open("w", newline="") as stream:
         writer = csv.writer(stream)
@@ -223,10 +226,17 @@ def lobes(bench: Bench) -> dict[str, Any]:
     folder = bench.out / "volumes" / "lobes"
     generate_anatomy(masks=table, fix=("lobe",), model=bench.model, out=folder, seed=bench.seed, dtype=bench.dtype)
     # The model's own reading of the CT that it made: the CT is kept, the masks are drawn again.
-    segment_volumes(folder, model=bench.model, out=bench.out / "volumes" / "lobes-read", dtype=bench.dtype)
-    read_again = sorted((bench.out / "volumes" / "lobes-read").glob("*-alone-lobe.nii.gz"))
+    made = find_volumes(folder)
+    told = bench.out / "lobes-made.csv"
+    with told.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["ct", "report"])
+        writer.writerows([file.ct.name, report] for file, (_, report) in zip(made, bench.reports(), strict=True))
+    out = bench.out / "volumes" / "lobes-read"
+    segment_volumes(folder, report=told, model=bench.model, out=out, dtype=bench.dtype)
+    blind, reading = (sorted(out.glob(f"*-{arm}-lobe.nii.gz")) for arm in ("alone", "report"))
     scores: dict[str, list[float]] = {}
-    for file, again, phantom in zip(find_volumes(folder), read_again, find_volumes(bench.chosen()), strict=True):
+    for file, phantom, *read in zip(made, find_volumes(bench.chosen()), blind, reading, strict=True):
         ct, own = _ct(file.ct), _ct(phantom.ct)
         assert file.key.startswith(f"{phantom.key}-"), "both folders are in the order of their keys"
         given, truth = _mask(file.masks["lobe"], ct), _mask(phantom.masks["lobe"], own)
@@ -235,7 +245,8 @@ def lobes(bench: Bench) -> dict[str, Any]:
         lobes_own = dice_of({"lobe": found_own}, {"lobe": truth})["lobe"]
         _add(scores, "lungs, classical segmenter", dice(found, given))
         _add(scores, "lobes, classical segmenter", lobes_found)
-        _add(scores, "lobes, the model reading its CT", dice_of({"lobe": _mask(again, ct)}, {"lobe": given})["lobe"])
+        for name, mask in zip(("lobes, the model reading its CT", "the same with the report"), read, strict=True):
+            _add(scores, name, dice_of({"lobe": _mask(mask, ct)}, {"lobe": given})["lobe"])
         _add(scores, "phantoms: lungs, classical segmenter", dice(found_own, truth))
         _add(scores, "phantoms: lobes, classical segmenter", lobes_own)
         if lobes_own >= READABLE:

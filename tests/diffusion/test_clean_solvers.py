@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from medisyn.diffusion.clean_solvers import CLEAN_SOLVERS, ddim_step, dpmpp_step, solve, times_for
+from medisyn.diffusion.clean_solvers import CLEAN_SOLVERS, ddim_step, dpmpp_step, mean_prediction, solve, times_for
 from medisyn.diffusion.cosine import cosine_alpha_bar
 from medisyn.errors import ConfigError
 
@@ -101,6 +101,25 @@ def test_renoising_shrinks_the_spread_of_what_a_perfect_network_knows():
 
     assert float(solve(gaussian_denoiser(0.5), lambda: start, "dpmpp-2m", 25).std()) > 0.48
     assert 0.3 < float(solve(gaussian_denoiser(0.5), fresh, "renoise", 25).std()) < 0.4
+
+
+def test_the_mean_of_predictions_averages_what_differs_between_draws_and_keeps_the_rest():
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.linspace(-1, 1, 4000, dtype=torch.float64)
+
+    def fresh() -> torch.Tensor:
+        return torch.randn(4000, generator=generator, dtype=torch.float64)
+
+    def predict(x: torch.Tensor, time: float) -> torch.Tensor:
+        assert time == 0.3
+        bar = float(cosine_alpha_bar(torch.tensor(time, dtype=torch.float64)))
+        noise = (x - math.sqrt(bar) * clean) / math.sqrt(1 - bar)
+        return clean + 0.2 + 0.1 * noise  # errs by 0.2 always, and by a tenth of the noise that it was shown
+
+    for draws in (1, 16):
+        error = mean_prediction(predict, fresh, clean, 0.3, draws) - clean
+        assert float(error.mean()) == pytest.approx(0.2, abs=0.01)
+        assert float(error.std()) == pytest.approx(0.1 / math.sqrt(draws), rel=0.1)
 
 
 def test_many_steps_stay_finite_where_the_schedule_is_flat():

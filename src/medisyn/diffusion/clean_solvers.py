@@ -71,6 +71,19 @@ def solve(predict: Predict, draw: Draw, solver: str, steps: int) -> torch.Tensor
     return predict(x, times[-1])
 
 
+def mean_prediction(predict: Predict, draw: Draw, clean: torch.Tensor, time: float, draws: int) -> torch.Tensor:
+    """The mean of `draws` predictions at `time`, each of `clean` hidden under fresh noise.
+
+    What a network leaves of the noise it was shown differs from draw to draw and is averaged out; what it takes for
+    data in every draw stays.
+    """
+    alpha, sigma = _shares(time)
+    total = predict(alpha * clean + sigma * draw(), time)
+    for _ in range(draws - 1):
+        total = total + predict(alpha * clean + sigma * draw(), time)
+    return total / draws
+
+
 def ddim_step(x: torch.Tensor, clean: torch.Tensor, time: float, after: float) -> torch.Tensor:
     """alpha' * clean + sigma' * noise, where noise = (x - alpha * clean) / sigma (Song et al. 2021, eta 0)."""
     (alpha, sigma), (alpha_after, sigma_after) = _shares(time), _shares(after)

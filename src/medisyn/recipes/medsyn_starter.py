@@ -262,6 +262,7 @@ STARTER_CT = StarterCtRun(
         superres_steps=3,
         segment_steps=4,  # the CT says most; 25 gave no better masks
         segment_draws=4,
+        ct_draws=8,  # its grain is what one draw leaves of the noise it was shown
         keep_base=True,  # without it holes of the base model are closed
         tile=(64, 64, 64),  # the whole volume: untiled
         overlap=16,

@@ -121,6 +121,20 @@ def test_given_channels_come_out_exactly_and_change_the_others(names):
         np.testing.assert_array_equal(masks[name], sample.masks[name][::2, ::2, ::2])
 
 
+def test_the_ct_becomes_the_mean_of_draws_and_masks_stay_as_the_solver_left_them():
+    plain = build.base()
+    model = build.base(defaults=replace(build.DEFAULTS, ct_draws=3, ct_draws_time=0.25))
+    rows = count_calls(model)
+    ends, means = plain.sample([REQUEST]), model.sample([REQUEST])
+    assert rows == [1] * 6
+    assert torch.equal(means[:, 1:], ends[:, 1:])
+    assert not torch.allclose(means[:, 0], ends[:, 0])
+    given = model.known_from(build.chest(), ["ct"])
+    rows.clear()
+    assert torch.equal(model.sample([REQUEST], [given])[0, 0], given["ct"])
+    assert rows == [1] * 3  # nothing is drawn of a CT that is given
+
+
 def test_given_channels_of_one_request_leave_the_others_alone():
     model = build.base()
     known = model.known_from(build.chest(), ["lobe"])
@@ -199,6 +213,10 @@ def test_settings_that_make_no_sense_are_refused():
     with pytest.raises(ConfigError, match=r"^segment_draws must be at least 1, got 0"):
         MedSynDefaults(segment_draws=0)
     assert MedSynDefaults(segment_steps=None).segment_steps is None
+    with pytest.raises(ConfigError, match="ct_draws must be 0 or more, got -1"):
+        MedSynDefaults(ct_draws=-1)
+    with pytest.raises(ConfigError, match="ct_draws_time must lie between 0 and 1, got 0"):
+        MedSynDefaults(ct_draws_time=0)
     with pytest.raises(ConfigError, match="guidance must be 0 or more, got -1"):
         MedSynDefaults(guidance=-1)
     with pytest.raises(ConfigError, match=r"tile \(16, 8, 8\) must be larger than the overlap 8"):

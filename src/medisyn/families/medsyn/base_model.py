@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from medisyn.diffusion.clean_solvers import solve
+from medisyn.diffusion.clean_solvers import mean_prediction, solve
 from medisyn.diffusion.cosine import cosine_alpha_sigma
 from medisyn.diffusion.guidance import guide
 from medisyn.diffusion.schedules import add_noise
@@ -146,7 +146,12 @@ class MedSynBase:
                 clean = self._clean(seen, time, asked, away if guided else None, guidance)
                 return torch.where(is_given, values, clean).clamp(-1, 1)
 
-            return solve(predict, draw, self.defaults.solver, steps)
+            clean = solve(predict, draw, self.defaults.solver, steps)
+            draws, time = self.defaults.ct_draws, self.defaults.ct_draws_time
+            if not draws or bool(is_given[:, :1].all()):
+                return clean
+            mean = mean_prediction(predict, draw, clean, time, draws)
+            return torch.cat([mean[:, :1], clean[:, 1:]], dim=1)  # the mean of two lobes' labels is another lobe's
 
     def _clean(
         self, x_BCDHW: torch.Tensor, time: float, asked: torch.Tensor, away: torch.Tensor | None, guidance: float

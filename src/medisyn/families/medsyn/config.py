@@ -183,6 +183,8 @@ class MedSynDefaults:
     superres_steps: int = 20
     segment_steps: int | None = None  # of the base model where the CT is given; None: `steps`. Not in MedSyn
     segment_draws: int = 1  # masks that are drawn for a given CT and put together; MedSyn has one
+    ct_draws: int = 0  # at the end the base model's CT is the mean of so many predictions; 0, MedSyn's: the last one
+    ct_draws_time: float = 0.3  # each from the CT under fresh noise of this time
     keep_base: bool = False  # the refined CT has the base model's voxels among its own; not in MedSyn
     tile: tuple[int, int, int] = (256, 72, 72)  # the shape the network was trained on
     overlap: int = 16  # voxels that neighbouring tiles share
@@ -193,6 +195,10 @@ class MedSynDefaults:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
+        if self.ct_draws < 0:
+            raise ConfigError(f"ct_draws must be 0 or more, got {self.ct_draws}")
+        if not 0 < self.ct_draws_time < 1:
+            raise ConfigError(f"ct_draws_time must lie between 0 and 1, got {self.ct_draws_time}")
         if not self.guidance >= 0:
             raise ConfigError(f"guidance must be 0 or more, got {self.guidance}")
         if self.overlap < 0 or min(self.tile) <= self.overlap:
