@@ -410,7 +410,7 @@ STARTER_IMAGE = StarterImageRun(
         feature_weight=0.5,
     ),
     model=StableDiffusionConfig(caption_dropout=0.1, train_text_encoder=True, text_encoder_lr_scale=0.5),
-    defaults=GenerationDefaults(solver="dpmpp-2m", steps=30, guidance=3.0),
+    defaults=GenerationDefaults(solver="dpmpp-2m", steps=30, guidance=6.0),
     type_rarity=0.4,  # at 0.75 most shapes of red cells were seen 13 to 40 times, rare scans hundreds of times
     class_rarity=0.7,
     preview_prompts=(
