@@ -16,9 +16,9 @@ def masks_of_draws(draws_SCDHW: torch.Tensor, means_SCDHW: torch.Tensor, grid: G
     """The masks "lobe" (0 to 5), "airway" and "vessel", uint8 (D, H, W), in the axes of `masks_from_channels`.
 
     Each draw votes for the lobe of a voxel; of labels with equal votes the one that was drawn first is taken, since the
-    lowest would be the background and shrink the lungs. The average of the means, one for each
-    draw, is the chance that a voxel is airway or vessel, and becomes a mask by `best_dice_mask`. A mean says nothing of
-    lobes: between the labels 1 and 5 it lies at 3.
+    lowest would be the background and shrink the lungs. The average of the means, one for each draw, is the chance that
+    a voxel is airway or vessel, and becomes a mask by `best_dice_mask`. A mean says nothing of lobes: between labels 1
+    and 5 it lies at 3.
     """
     lobes = np.stack([masks_from_channels(draw, grid)["lobe"] for draw in draws_SCDHW])
     weights_S = 1 + 0.5 ** np.arange(1, len(lobes) + 1)  # together less than one vote more, the first draw most
