@@ -34,6 +34,7 @@ from medisyn.evaluation.anatomy import dice, normal_range
 from medisyn.evaluation.anatomy_table import FINDINGS, LOBE_MEASURES, says
 from medisyn.evaluation.bootstrap import mean_interval, wilson
 from medisyn.evaluation.segment_ct import segment_ct
+from medisyn.machine import choose_device, fast_dtype
 from medisyn.recipes.evaluate_anatomy import evaluate_anatomy, find_volumes
 from medisyn.recipes.evaluate_sets import SetSettings
 from medisyn.recipes.evaluate_volumes import evaluate_volumes
@@ -338,8 +339,6 @@ def solver(bench: Bench) -> dict[str, Any]:
 
 def speed(bench: Bench) -> dict[str, Any]:
     """One volume at a time, after loading and a first volume."""
-    from medisyn.recipes.generate_images import choose_device, fast_dtype
-
     device = choose_device("auto")
     opened = open_model(bench.model, device=device, dtype=fast_dtype(device) if bench.dtype == "auto" else bench.dtype)
     seconds = []

@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "medisyn"
 
-GROUND = {"types", "errors", "geometry", "intensity", "terms", "seeding", "parallel", "runs", "ffv1"}
+GROUND = {"types", "errors", "geometry", "intensity", "terms", "seeding", "parallel", "runs", "ffv1", "machine"}
 PARTS = {"corpus", "diffusion", "nn", "families", "training", "generation", "evaluation", "recipes", "cli", "phantoms"}
 EVERYTHING = GROUND | PARTS
 

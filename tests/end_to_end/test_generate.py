@@ -18,7 +18,6 @@ from medisyn import runs
 from medisyn.cli import main
 from medisyn.errors import InputError
 from medisyn.generation import provenance
-from medisyn.recipes import generate_images as recipe
 from medisyn.recipes import shipped_models as shipped
 
 
@@ -143,15 +142,6 @@ def test_another_prompt_in_the_same_folder_is_refused(model: str, capsys: pytest
     assert run("red disc", "--model", model, "--out", "out") == 0
     assert run("blue cross", "--model", model, "--out", "out") == 2
     assert "holds '00001-000' with prompt 'red disc', now it is 'blue cross'" in capsys.readouterr().err
-
-
-def test_auto_dtype_follows_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    for ability, expected in [("avx512_bf16", "bfloat16"), ("amx_bf16", "bfloat16"), ("avx2", "float32")]:
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda ability=ability: {ability: True}, raising=False)
-        assert recipe.fast_dtype("cpu") == expected
-    assert recipe.fast_dtype("cuda") == "bfloat16"
 
 
 def test_run_json_says_on_what_it_ran(model: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,15 @@
 """ResNets against the published counts and keys, MONAI's networks with the same weights, and refused weight files."""
 
 import hashlib
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from medisyn.errors import InputError, ModelError
-from medisyn.nn.resnet import BasicBlock, ResNet, load_trunk, resnet2d, resnet3d
+from medisyn.nn.resnet import BasicBlock, Pointwise2d, ResNet, load_trunk, resnet2d, resnet3d
 
 
 def count(network: torch.nn.Module) -> int:
@@ -179,3 +181,31 @@ def test_basic_block_adds_its_input():
     torch.nn.init.zeros_(block.conv2.weight)
     x = torch.randn(1, 3, 5, 5)
     torch.testing.assert_close(block(x), x.relu())
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_a_strided_pointwise_convolution_is_the_plain_one(stride):
+    torch.manual_seed(0)
+    ours, plain = Pointwise2d(5, 9, 1, stride=stride), torch.nn.Conv2d(5, 9, 1, stride=stride)
+    plain.load_state_dict(ours.state_dict())
+    grids = [torch.randn(2, 5, 7, 8).requires_grad_() for _ in range(2)]
+    grids[1].data = grids[0].data
+    results = [network(grid) for network, grid in zip((ours, plain), grids, strict=True)]
+    for result in results:
+        result.square().sum().backward()
+    torch.testing.assert_close(*results)
+    torch.testing.assert_close(grids[0].grad, grids[1].grad)
+    torch.testing.assert_close(ours.weight.grad, plain.weight.grad)
+
+
+def test_a_narrow_network_learns_in_channels_last_without_harm():
+    """In a process of its own: with a strided convolution of torch the heap breaks on processors with AVX2."""
+    code = """
+import torch
+from medisyn.nn.resnet import resnet2d
+network = resnet2d(10, 3, width=4)
+for _ in range(30):
+    network(torch.rand(3, 3, 32, 32).contiguous(memory_format=torch.channels_last)).square().mean().backward()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -200,7 +200,7 @@ def test_a_lora_learns_from_captions_or_from_a_prompt(tmp_path, base, corpus):
 
 def test_the_plan_writes_nothing_and_tells_the_cost(tmp_path, base, corpus):
     said = []
-    tiny(base).plan(corpus, tmp_path / "run", said.append)
+    tiny(base, t={"precision": "bf16"}).plan(corpus, tmp_path / "run", said.append)
     assert "the base makes 4 pictures of 'disc' before training" in said
     assert "4 steps of 2, learning rate 1e-05" in said
     assert any(line.endswith("million weights are trained, in bf16") for line in said)

@@ -227,6 +227,20 @@ def test_the_judge_works_in_the_run_s_precision(tmp_path, precision):
     assert seen == [precision == "bf16"]
 
 
+def test_a_run_goes_on_in_the_precision_it_began_in(tmp_path):
+    run(tmp_path, precision="bf16", num_steps=4)
+    with pytest.raises(ConfigError, match=r"begun in bf16, here it would go on in fp32.*--set precision=bf16"):
+        run(tmp_path, precision="fp32", num_steps=4)
+
+
+@pytest.mark.parametrize(("abilities", "notes"), [({"avx512_bf16": True}, 0), ({"avx2": True}, 1)])
+def test_bfloat16_on_a_processor_without_it_is_said_to_be_slow(tmp_path, monkeypatch, abilities, notes):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: abilities, raising=False)
+    lines = []
+    run(tmp_path, precision="bf16", num_steps=4, announce=lines.append)
+    assert sum("does not compute in bfloat16" in line for line in lines) == notes
+
+
 def test_judge_preview_and_export_see_the_average_and_training_mode_returns(tmp_path):
     family = LinearFamily(dropout=0.5)
     shown = []

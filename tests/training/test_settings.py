@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from build_training import settings
 from medisyn.errors import ConfigError
@@ -18,7 +19,7 @@ from medisyn.training.settings import differing_keys, keys_that_forbid_resuming
         ({"final_lr_share": 1.5}, "between 0 and 1"),
         ({"schedule": "linear"}, "schedule must be constant or cosine, got 'linear'"),
         ({"precision": "fp16"}, "fp16 is refused: it needs loss scaling"),
-        ({"precision": "int8"}, "precision must be bf16 or fp32"),
+        ({"precision": "int8"}, "precision must be auto or bf16 or fp32"),
     ],
 )
 def test_values_that_are_refused(change, text):
@@ -28,9 +29,17 @@ def test_values_that_are_refused(change, text):
 
 def test_epochs_become_steps_by_hand():
     # 15 epochs of 1,000 samples in batches of 128: 15 * 7.8125 = 117.19 -> 118 steps
-    asked = settings(num_steps=0, epochs=15, batch_size=128, checkpoint_every=0).for_samples(1000)
+    asked = settings(num_steps=0, epochs=15, batch_size=128, checkpoint_every=0).settled(1000)
     assert (asked.num_steps, asked.checkpoint_every) == (118, 0)
-    assert settings(num_steps=7, epochs=15).for_samples(1000).num_steps == 7
+    assert settings(num_steps=7, epochs=15).settled(1000).num_steps == 7
+
+
+@pytest.mark.parametrize(("abilities", "meant"), [({"avx512_bf16": True}, "bf16"), ({"avx2": True}, "fp32")])
+def test_auto_is_the_precision_that_the_processor_is_fast_in(monkeypatch, abilities, meant):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: abilities, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert settings(precision="auto").settled(10).precision == meant
+    assert [settings(precision=asked).settled(10).precision for asked in ("bf16", "fp32")] == ["bf16", "fp32"]
 
 
 def test_nested_differences_are_named():

@@ -15,6 +15,7 @@ from typing import Literal
 import typer
 
 from medisyn.cli.options import Json
+from medisyn.machine import choose_device, fast_dtype
 
 GB = 1e9
 
@@ -23,12 +24,14 @@ GB = 1e9
 # wants about 1.3 times this. Parameters: SD 2 U-Net 0.87e9, whole model 1.29e9; SDXL U-Net 2.57e9, whole model 3.47e9.
 NEEDS_GB = {
     "generate and train starter-image": 1.5,
-    "generate with Stable Diffusion 1 or 2 (bf16)": 2 * 1.29,
-    "generate with SDXL (bf16)": 2 * 3.47,
     "LoRA on Stable Diffusion 2": 4 * 1.29,
     "LoRA on SDXL (medisyn-v2-lora)": 4 * 3.47,
     "full fine-tune of Stable Diffusion 2 (sd-finetune)": 20 * 0.87,
     "full fine-tune of SDXL (medisyn-v2)": 16 * 2.57,
+}
+GENERATES_GB = {  # in bfloat16; twice as much in float32
+    "generate with Stable Diffusion 1 or 2": 2 * 1.29,
+    "generate with SDXL": 2 * 3.47,
 }
 HEADROOM = 1.3
 
@@ -124,7 +127,9 @@ def torch_build() -> list[Finding]:
         found.append(Finding(f"GPU {index}", f"{properties.name}, {properties.total_memory / GB:.0f} GB"))
     if torch.cuda.device_count() == 0:
         found.append(Finding("GPU", "none", "note", "starter models run well on the CPU; larger ones are slow there"))
-    return found
+    fast = fast_dtype(choose_device("auto"))
+    note = "" if fast == "bfloat16" else "this processor is many times slower in bfloat16; `auto` avoids it"
+    return [*found, Finding("trains and generates in", fast, "note" if note else "ok", note)]
 
 
 def torchvision_trap() -> Finding:
@@ -184,7 +189,11 @@ def what_fits(cpu_gb: float) -> list[Finding]:
 
     sizes = [torch.cuda.get_device_properties(i).total_memory / GB for i in range(torch.cuda.device_count())]
     room, where = (max(sizes), "GPU") if sizes else (cpu_gb, "memory")
-    return [fit(work, HEADROOM * gigabytes, room, where) for work, gigabytes in NEEDS_GB.items()]
+    fast = fast_dtype(choose_device("auto"))
+    generating = {
+        f"{work} ({fast})": gigabytes * (1 if fast == "bfloat16" else 2) for work, gigabytes in GENERATES_GB.items()
+    }
+    return [fit(work, HEADROOM * gigabytes, room, where) for work, gigabytes in {**NEEDS_GB, **generating}.items()]
 
 
 def fit(work: str, needs_gb: float, room_gb: float, where: str) -> Finding:

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from medisyn.errors import InputError, TrainingError
 from medisyn.seeding import generator_for
 
+PRECISIONS = ("bfloat16", "float32")  # of the autocast; float32 is none
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -53,10 +55,13 @@ class FitSettings:
     label_smoothing: float = 0.05
     balance: float = 0.5  # 0: classes as often as their images; 1: all equally often, which overrates the rarest
     augmentation: Augmentation = ENCODER_AUGMENTATION
+    precision: str = "bfloat16"
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1:
             raise InputError(f"fitting needs at least 1 step and 1 image, got {self.steps} and {self.batch_size}")
+        if self.precision not in PRECISIONS:
+            raise InputError(f"precision must be {' or '.join(PRECISIONS)}, got {self.precision!r}")
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,10 @@ def fit(
     losses = []
     batches = _balanced_batches(images_NHWC, labels_N, settings)
     rates = (learning_rate_at(step, settings) for step in range(settings.steps))
-    for step, loss in steps_of(network, batches, optimizer, criterion, rates=rates, max_grad_norm=1.0):
+    steps = steps_of(
+        network, batches, optimizer, criterion, rates=rates, max_grad_norm=1.0, precision=settings.precision
+    )
+    for step, loss in steps:
         losses.append(loss)
         if on_step is not None:
             on_step(step, loss)
@@ -170,7 +178,7 @@ def steps_of(
     *,
     rates: Iterable[float] | None = None,
     max_grad_norm: float | None = None,
-    precision: torch.dtype = torch.bfloat16,
+    precision: str,
     device: str = "cpu",
 ) -> Iterator[tuple[int, float]]:
     """One step per batch, yielding its number and loss; `network` is in training mode at each step.
@@ -185,7 +193,7 @@ def steps_of(
             rate = next(rate_of)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-        with torch.autocast(torch.device(device).type, precision, enabled=precision != torch.float32):
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16"):
             scores = network(inputs.to(device))
         loss = criterion(scores.float(), targets.to(device))
         if not torch.isfinite(loss):
@@ -239,7 +247,7 @@ class BestSettings:
                 f"a classifier needs at least 1 step, batches of 2 or more images and 1 to {self.steps} evaluations, "
                 f"got {self.steps}, {self.batch_size} and {self.evaluations}"
             )
-        if self.optimizer not in ("adam", "adamw") or self.precision not in ("bfloat16", "float32"):
+        if self.optimizer not in ("adam", "adamw") or self.precision not in PRECISIONS:
             raise InputError(
                 f"the optimizer is adam or adamw, the precision bfloat16 or float32, got {self.optimizer!r} and "
                 f"{self.precision!r}"
@@ -276,9 +284,9 @@ def fit_best(
     losses: list[float] = []
     scores: list[tuple[int, float]] = []
     best: tuple[float, int, dict[str, Tensor]] | None = None
-    precision = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
     batches = _shuffled_batches(train, settings)
-    for step, loss in steps_of(network, batches, optimizer, criterion, precision=precision, device=settings.device):
+    steps = steps_of(network, batches, optimizer, criterion, precision=settings.precision, device=settings.device)
+    for step, loss in steps:
         losses.append(loss)
         if on_step is not None:
             on_step(step, loss)

@@ -16,6 +16,7 @@ import numpy as np
 
 from medisyn.errors import InputError, RangeError
 from medisyn.evaluation.frechet import check_features
+from medisyn.machine import multiplies_bfloat16
 
 if TYPE_CHECKING:
     import torch
@@ -154,14 +155,6 @@ class _Sift:
         found_RQ = unit_RD @ self.queries.T  # this way round is a twentieth faster than queries times rows
         better = (found_RQ.amax(dim=0) > worst_Q).nonzero()[:, 0]
         return better.numpy(), found_RQ.T[better]
-
-
-def multiplies_bfloat16() -> bool:
-    """Whether this machine's processor multiplies bfloat16 itself."""
-    import torch
-
-    abilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch cannot tell
-    return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
 
 
 def _forget_pages(training_ND: np.ndarray) -> None:

@@ -33,6 +33,18 @@ def _norm(dims: int, channels: int) -> nn.Module:
     return nn.BatchNorm3d(channels) if dims == 3 else nn.BatchNorm2d(channels)
 
 
+class Pointwise2d(nn.Conv2d):
+    """A convolution of width 1 and any stride: the places that the stride leaves, then stride 1.
+
+    With a stride of its own, oneDNN writes past its buffer when it trains fewer than 8 (AVX2) or 16 (AVX-512) channels
+    in channels-last (oneDNN issue 6035, open in torch 2.13).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        down, right = self.stride
+        return nn.functional.conv2d(x[..., ::down, ::right], self.weight, self.bias)
+
+
 class PadShortcut(nn.Module):
     """Shortcut A (He et al., 2016): every stride-th voxel, and zeros for the channels that are new. No parameters."""
 
@@ -131,7 +143,7 @@ class ResNet(nn.Module):
         if stride != 1 or self.ins != outs:
             downsample = PadShortcut(self.dims, outs, stride)
             if self.shortcut == "B":
-                conv = _conv(self.dims)(self.ins, outs, 1, stride=stride, bias=False)
+                conv = (Pointwise2d if self.dims == 2 else nn.Conv3d)(self.ins, outs, 1, stride=stride, bias=False)
                 downsample = nn.Sequential(conv, _norm(self.dims, outs))
         first = self.block(self.dims, self.ins, planes, stride, dilation, downsample)
         self.ins = outs

@@ -82,7 +82,7 @@ class DreamBoothRun:
 
         opened, rows = self._choose(corpus, announce)
         family = self._family(opened, rows, announce)
-        settings, groups = self.train.for_samples(len(rows)), family.trainable()
+        settings, groups = self.train.settled(len(rows)), family.trainable()
         first = family.encode([dataclasses.replace(opened.read(rows[0]), caption=self._captions(rows)[0])])
         estimate = memory.estimate(family, groups, {name: part[0] for name, part in first.items()}, settings)
         weights = sum(parameter.numel() for group in groups for parameter in group.parameters)
@@ -98,7 +98,7 @@ class DreamBoothRun:
         from medisyn.training.run import refuse_another_run
 
         opened, rows = self._choose(corpus, announce)
-        settings = resolved(self.train.for_samples(len(rows)))
+        settings = resolved(self.train.settled(len(rows)))
         with runs.lock(out):
             refuse_another_run(out, {**record_of(self), "train": settings}, opened.fingerprint)
             if self.prior_images:
@@ -304,7 +304,7 @@ DREAMBOOTH = DreamBoothRun(
     images=5,  # DreamBooth: 3 to 5
     prior_images=200,  # the example; DreamBooth makes about 1,000 and says that fewer will do
     prior_weight=1.0,  # DreamBooth: lambda = 1
-    prior_dtype="bfloat16",  # ours: half the time; the example makes them in half precision on a GPU too
+    prior_dtype="auto",  # ours: bfloat16 where it takes half the time; the example has half precision on a GPU too
     train=TrainSettings(
         num_steps=1000,  # DreamBooth: about 1,000 iterations
         batch_size=1,  # not stated: the example's, beside one prior picture
@@ -313,7 +313,6 @@ DREAMBOOTH = DreamBoothRun(
         schedule="constant",  # not stated: the example's
         weight_decay=1e-2,  # not stated: AdamW's default, as in the example
         max_grad_norm=1.0,  # not stated: the example's
-        precision="bf16",  # ours: autocast over float32 weights
         checkpoint_every=250,  # ours
         keep_last=1,  # ours: a full checkpoint of Stable Diffusion 2 is 15 GB
         preview_every=250,  # ours

@@ -185,7 +185,7 @@ def open_stages(model: str, captions: Mapping[str, str], *, seed: int = 0) -> li
 
 def _wuerstchen_stages(folder: Path, name: str, captions: Mapping[str, str], seed: int) -> list[tuple[str, Rebuild]]:
     from medisyn.families.wuerstchen.model import Wuerstchen
-    from medisyn.recipes.generate_images import choose_device
+    from medisyn.machine import choose_device
     from medisyn.types import Sample
 
     family = Wuerstchen.from_folder(folder, device=choose_device("auto"))
@@ -208,7 +208,7 @@ def open_autoencoder(model: str) -> tuple[str, Rebuild]:
     from diffusers import AutoencoderKL
 
     from medisyn.families.autoencoder.model import Autoencoder, AutoencoderConfig
-    from medisyn.recipes.generate_images import choose_device
+    from medisyn.machine import choose_device
     from medisyn.recipes.models import find_model
 
     folder = Path(model)

@@ -37,7 +37,6 @@ TINY_TRAIN = TrainSettings(  # of presets for tests and first tries: every turn 
     batch_size=8,
     micro_batch_size=4,
     learning_rate=1e-3,
-    precision="bf16",
     ema_decay=0.9,
     ema_start=5,
     ema_interval=2,
@@ -91,7 +90,7 @@ class PictureRun(ABC):
 
         opened = open_corpus(corpus, self.split)
         rows = opened.rows(self.split)
-        settings = self.train.for_samples(len(rows))
+        settings = self.train.settled(len(rows))
         with tempfile.TemporaryDirectory() as scratch:
             family = self.family(Path(scratch), opened)
             example = {name: tensor[0] for name, tensor in family.encode([opened.read(rows[0])]).items()}
@@ -110,7 +109,7 @@ class PictureRun(ABC):
         from medisyn.training.run import refuse_another_run
 
         opened = open_corpus(corpus, self.split)
-        settings = resolved(self.train.for_samples(len(opened.rows(self.split))))
+        settings = resolved(self.train.settled(len(opened.rows(self.split))))
         with runs.lock(out):
             refuse_another_run(out, {**record_of(self), "train": settings}, opened.fingerprint)
             family = self.family(out, opened)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medisyn.errors import ConfigError, InputError, closest
+from medisyn.errors import InputError
 from medisyn.families.base import Family
 from medisyn.generation.generate import GenerateReport, Reject, generate
 from medisyn.generation.grammar import check_tokens, lost_words
@@ -19,6 +19,7 @@ from medisyn.generation.prompts import (
     requests_from_prompts,
     requests_from_table,
 )
+from medisyn.machine import choose_device, fast_dtype
 from medisyn.recipes.generate_clips import generate_clips, is_clip_file, refuse_factors
 from medisyn.recipes.generate_volumes import generate_volumes, refuse_options
 from medisyn.recipes.shipped_models import card_of
@@ -228,32 +229,6 @@ def _requests(prompt: str | Sequence[str] | None, table: Path | None, defaults: 
     if isinstance(prompt, str):
         return requests_from_prompt(prompt, defaults)
     return requests_from_prompts(list(prompt or ()), defaults)
-
-
-def choose_device(name: str) -> str:
-    """The device of that name, where "auto" is the GPU if there is one; ConfigError for one that is not here."""
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        hint = closest(name, ("auto", "cpu", "cuda"))
-        raise ConfigError(f"device {name!r} is unknown, allowed: auto, cpu, cuda, cuda:N.{hint}") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"device {name!r}: torch sees {torch.cuda.device_count()} GPUs here; `medisyn doctor` shows them. "
-            f"Take --device cpu, or auto"
-        )
-    return name
-
-
-def fast_dtype(device: str) -> str:
-    """bfloat16 where the device computes in it, else float32."""
-    from medisyn.evaluation.search import multiplies_bfloat16
-
-    return "bfloat16" if device != "cpu" or multiplies_bfloat16() else "float32"
 
 
 def _open(model: str, device: str, dtype: str, solver: str | None) -> OpenedModel:

@@ -84,7 +84,7 @@ class HiGenRun:
         with tempfile.TemporaryDirectory() as scratch:
             family = self.family(Path(scratch), reader, encodes=True)
             rows = family.encode([reader.window(reader(0), 0)])
-            full, groups = self.train.for_samples(len(reader.keys)), family.trainable()
+            full, groups = self.train.settled(len(reader.keys)), family.trainable()
             estimate = memory.estimate(family, groups, {name: tensor[0] for name, tensor in rows.items()}, full)
         weights = sum(parameter.numel() for group in groups for parameter in group.parameters)
         disk = self.data.windows * len(reader.keys) * sum(t.numel() * t.element_size() for t in rows.values())
@@ -101,7 +101,7 @@ class HiGenRun:
         from medisyn.training.run import refuse_another_run
 
         reader = self.reader(corpus)
-        settings = resolved(self.train.for_samples(len(reader.keys)))
+        settings = resolved(self.train.settled(len(reader.keys)))
         with runs.lock(out):
             refuse_another_run(out, {**self.record(), "train": settings}, fingerprint(corpus))
             family = self.family(out, reader, encodes=True)

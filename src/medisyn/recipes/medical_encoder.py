@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medisyn.errors import InputError
+from medisyn.machine import fast_dtype
 from medisyn.recipes.corpus_images import LabelledImage, at_size, corpus_images, of_known_class
 
 if TYPE_CHECKING:
@@ -115,7 +116,12 @@ def _train(
 
     from medisyn.evaluation.fit import ENCODER_AUGMENTATION, FitSettings, fit
 
-    settings = FitSettings(steps=steps, seed=seed, augmentation=augmentation or ENCODER_AUGMENTATION)
+    settings = FitSettings(
+        steps=steps,
+        seed=seed,
+        augmentation=augmentation or ENCODER_AUGMENTATION,
+        precision=fast_dtype("cpu"),
+    )
     numbers = {name: k for k, name in enumerate(network.config["classes"])}
     labels = np.array([numbers[image.name] for image in train])
     with tqdm(total=steps, desc=type(network).__name__, unit="step", disable=None) as bar:

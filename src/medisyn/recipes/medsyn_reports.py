@@ -76,7 +76,7 @@ class MedSynReportRun:
         from medisyn.training import memory
 
         reports = find_reports(corpus, self.labels)
-        full = self.train.for_samples(len(reports))
+        full = self.train.settled(len(reports))
         with tempfile.TemporaryDirectory() as scratch:
             family = self.family(reports, Path(scratch))
         groups = family.trainable()
@@ -93,7 +93,7 @@ class MedSynReportRun:
         from medisyn.training.run import refuse_another_run
 
         reports, corpus_digest = find_reports(corpus, self.labels), fingerprint(corpus)
-        settings = resolved(self.train.for_samples(len(reports)))
+        settings = resolved(self.train.settled(len(reports)))
         with runs.lock(out):
             refuse_another_run(out, {**self.record(), "train": settings}, corpus_digest)
             if not self.start:

@@ -300,7 +300,7 @@ def _prepare(run: Any, family: Any, corpus: Path, out: Path, announce: Announce)
     from medisyn.training.run import refuse_another_run
 
     reader, corpus_digest = run.reader(corpus), fingerprint(corpus)
-    settings = resolved(run.train.for_samples(len(reader.found)))
+    settings = resolved(run.train.settled(len(reader.found)))
     with runs.lock(out):
         refuse_another_run(out, {**run.record(), "train": settings}, corpus_digest)
         store = _store(run, family, reader, out, corpus_digest)
@@ -389,7 +389,7 @@ def _tell_plan(family: Any, reader: CtReader, settings: TrainSettings, announce:
 
     count = len(reader.found)
     rows = encode_with_facts(family, [reader(0)])
-    full, groups = settings.for_samples(count), family.trainable()
+    full, groups = settings.settled(count), family.trainable()
     estimate = memory.estimate(family, groups, {name: tensor[0] for name, tensor in rows.items()}, full)
     weights = sum(parameter.numel() for group in groups for parameter in group.parameters)
     disk = count * sum(tensor.numel() * tensor.element_size() for tensor in rows.values())

@@ -84,7 +84,7 @@ class Attack:
 
 def open_attacked(model: str, kind: str, settings: AttackSettings) -> OpenedModel:
     """Open a model by any name `medisyn generate` takes. Raises ConfigError when it does not make what `kind` says."""
-    from medisyn.recipes.generate_images import choose_device
+    from medisyn.machine import choose_device
     from medisyn.recipes.models import open_model
 
     opened = open_model(model, device=choose_device(settings.device))  # float32; autocast computes in another type
@@ -101,7 +101,7 @@ def open_attacked(model: str, kind: str, settings: AttackSettings) -> OpenedMode
 def attack_model(opened: OpenedModel, sides: Sides, settings: AttackSettings) -> Attack:
     """Score every item by minus its denoising loss: how well does that tell members from held-out ones?"""
     from medisyn.evaluation.membership import membership
-    from medisyn.recipes.generate_images import choose_device, fast_dtype
+    from medisyn.machine import choose_device, fast_dtype
 
     device = choose_device(settings.device)
     dtype = fast_dtype(device) if settings.dtype == "auto" else settings.dtype

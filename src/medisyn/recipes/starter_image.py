@@ -76,7 +76,7 @@ class StarterImageRun:
         count = len(opened.rows("train"))
         announce(f"{count} training images, corpus {opened.fingerprint}")
         for name, settings in self._stages().items():
-            full = settings.for_samples(count)
+            full = settings.settled(count)
             announce(f"{name}: {full.num_steps} steps of {full.batch_size}, learning rate {full.learning_rate:g}")
 
     def prepare(self, corpus: Path, out: Path, announce: Announce, *, processes: int) -> None:

@@ -63,7 +63,7 @@ class TextualInversionRun:
 
         opened, chosen = self._choose(corpus, announce)
         family = self._family(opened, chosen, announce)
-        settings = self.train.for_samples(len(chosen))
+        settings = self.train.settled(len(chosen))
         first = family.encode([self._sample(opened, family, chosen[0])])
         groups = family.trainable()
         estimate = memory.estimate(family, groups, {name: rows[0] for name, rows in first.items()}, settings)
@@ -78,7 +78,7 @@ class TextualInversionRun:
         from medisyn.training.run import refuse_another_run
 
         opened, chosen = self._choose(corpus, announce)
-        settings = resolved(self.train.for_samples(len(chosen)))
+        settings = resolved(self.train.settled(len(chosen)))
         with runs.lock(out):
             refuse_another_run(out, {**record_of(self), "train": settings}, opened.fingerprint)
             self._store(self._family(opened, chosen, announce), out, opened, chosen)

@@ -23,6 +23,7 @@ import numpy as np
 
 from medisyn import runs
 from medisyn.errors import ConfigError, InputError
+from medisyn.machine import choose_device, fast_dtype
 from medisyn.recipes.overrides import with_overrides
 from medisyn.recipes.utility_data import (
     Case,
@@ -165,6 +166,8 @@ def utility(
     settings = with_overrides(design(design_name), overrides)
     if settings.design != design_name:
         raise ConfigError(f"the design is chosen with --design {settings.design}, not with --set design=")
+    if settings.precision == "auto":
+        settings = dataclasses.replace(settings, precision=fast_dtype(choose_device(settings.device)))
     real, synthetic = Path(real), Path(synthetic)
     out = synthetic.with_name(f"{synthetic.name}-utility-{design_name}") if out is None else Path(out)
     trial = prepare(load_cases(real, synthetic), settings, Path(trained_on) if trained_on is not None else None)

@@ -49,7 +49,7 @@ class UtilitySettings:
     steps: int = 0
     evaluations: int = 15
     augment: str = "none"  # or "budget"
-    precision: str = "bfloat16"
+    precision: str = "auto"  # bfloat16 where the machine computes in it, float32 elsewhere
     device: str = "auto"
     seeds: int = 1
     folds: int = 0  # cross-validation by patient; 0: the corpus's own splits
@@ -59,6 +59,7 @@ class UtilitySettings:
 
     def __post_init__(self) -> None:
         _allowed("task", self.task, ("multi-class", "multi-label"))
+        _allowed("precision", self.precision, ("auto", "bfloat16", "float32"))
         _allowed("class_mix", self.class_mix, ("natural", "equal"))
         _allowed("augment", self.augment, tuple(AUGMENTATIONS))
         for name in ("min_train", "min_test", "seeds", "resamples", "evaluations", "size"):

@@ -15,6 +15,7 @@ import numpy as np
 
 from medisyn.evaluation.fit import BestSettings, TrainingImages
 from medisyn.evaluation.utility import Arm, PictureClassifier, nested_draws, run_seed, train_and_test
+from medisyn.machine import choose_device
 from medisyn.recipes.utility_data import class_mix, group_of
 from medisyn.recipes.utility_designs import AUGMENTATIONS
 
@@ -44,11 +45,8 @@ class Trainer:
     """Trains cells from one stack of images: real training, validation, test, then synthetic ones."""
 
     def __init__(self, trial: Trial, stack: np.ndarray, weights: Path | None):
-        import torch
-
         self.trial, self.weights = trial, weights
-        device = trial.settings.device
-        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.device = choose_device(trial.settings.device)
         parts, start = trial.parts, 0
         sets = []
         for part in (parts.train, parts.validation, parts.test, trial.synthetic):

@@ -17,6 +17,7 @@ from accelerate.utils import broadcast_object_list
 from medisyn import runs
 from medisyn.errors import ConfigError
 from medisyn.families.base import Family
+from medisyn.machine import fast_dtype
 from medisyn.training import memory
 from medisyn.training.batches import Examples, StepRows, kinds_of, orders_of, stream, variants_of
 from medisyn.training.checkpoint import Checkpoint, Checkpoints, pack, unpack
@@ -48,7 +49,7 @@ class Run:
         announce: Callable[[str], object],
     ) -> None:
         self.family, self.examples, self.run_dir = family, examples, run_dir
-        self.settings = settings = settings.for_samples(len(examples.keys))
+        self.settings = settings = settings.settled(len(examples.keys))
         self.save_model, self.preview, self.judge, self.announce = save_model, preview, judge, announce
         self.order = Order(
             len(examples.keys),
@@ -134,6 +135,11 @@ class Run:
             )
             for line in self.memory.lines():
                 self.announce(line)
+            if self.settings.precision == "bf16" and fast_dtype(self.accelerator.device.type) != "bfloat16":
+                self.announce(
+                    "note: this processor does not compute in bfloat16, which is many times slower here than float32; "
+                    "a new run with --set precision=auto takes float32"
+                )
 
     # --- the loop's words --------------------------------------------------------------------------------------
 
@@ -254,6 +260,12 @@ def refuse_another_run(run_dir: Path, config: Mapping[str, Any], corpus: str) ->
     keys = keys_that_forbid_resuming(before.get("config", {}), as_stored, config["train"]["schedule"])
     if before.get("corpus", "") != corpus:
         keys.append("corpus")
+    if keys == ["train.precision"]:
+        begun = before["config"]["train"]["precision"]
+        raise ConfigError(
+            f"{run_dir.name}/ was begun in {begun}, here it would go on in {config['train']['precision']}. Go on in "
+            f"{begun} with --set precision={begun}, or choose another --out."
+        )
     if keys:
         raise ConfigError(
             f"{run_dir.name}/ holds a run with other values of: {', '.join(keys)}. Repeat its command to resume it, "

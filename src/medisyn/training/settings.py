@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from medisyn.errors import ConfigError
+from medisyn.machine import choose_device, fast_dtype
 
-PRECISIONS = ("bf16", "fp32")
+PRECISIONS = ("auto", "bf16", "fp32")
 SCHEDULES = ("constant", "cosine")
 
 # Keys that may change when a run is resumed: they decide what is written when and how a sum is grouped, not what is
@@ -35,7 +36,7 @@ class TrainSettings:
     adam_epsilon: float = 1e-8
     weight_decay: float = 1e-2
     max_grad_norm: float = 1.0  # 0: gradients are not clipped
-    precision: str = "bf16"  # autocast; weights and optimiser stay float32
+    precision: str = "auto"  # "bf16" is autocast, weights and optimiser stay float32; "auto": see `settled`
     ema_decay: float = 0.0  # per update; 0: no moving average
     ema_start: int = 0  # the average starts as a copy of the weights after this many steps
     ema_interval: int = 1  # and is updated every so many steps
@@ -60,14 +61,24 @@ class TrainSettings:
         if self.precision == "fp16":
             raise ConfigError(
                 "precision fp16 is refused: it needs loss scaling, overflows in the SDXL autoencoder, and on a CPU "
-                "is hundreds of times slower than bf16. Use precision=bf16 or precision=fp32."
+                "is hundreds of times slower than float32. Use precision=auto, bf16 or fp32."
             )
         _require(self.precision in PRECISIONS, "precision", self.precision, " or ".join(PRECISIONS))
 
-    def for_samples(self, num_samples: int) -> TrainSettings:
-        """The same with epochs turned into steps, rounded up; the effective batch may span two epochs."""
+    def settled(self, num_samples: int) -> TrainSettings:
+        """The same with what the run itself leaves open: epochs as steps, and the precision that is meant by "auto".
+
+        Steps are rounded up; the effective batch may span two epochs. "auto" is bf16 on a GPU and on a processor that
+        computes in bfloat16, else fp32, which is then far faster. A run keeps what it began with: going on with it on a
+        machine of the other kind is refused until the precision is named.
+        """
         steps = math.ceil(self.epochs * num_samples / self.batch_size)
-        return dataclasses.replace(self, num_steps=self.num_steps or steps)
+        precision = _fast_precision() if self.precision == "auto" else self.precision
+        return dataclasses.replace(self, num_steps=self.num_steps or steps, precision=precision)
+
+
+def _fast_precision() -> str:
+    return "bf16" if fast_dtype(choose_device("auto")) == "bfloat16" else "fp32"
 
 
 def _require(holds: bool, name: str, value: object, allowed: str) -> None:
