@@ -101,7 +101,8 @@ class MedSynBaseRun:
     def rows_depend_on(self) -> dict[str, Any]:
         record = self.record()
         told = {name: record[name] for name in ("report_encoder", "grid", "data")}
-        return {"model": "base", **told, "tokens": self.network.text_tokens, **self._lengths()}
+        excerpts = {"excerpts": True} if self.model.excerpt_share else {}
+        return {"model": "base", **told, "tokens": self.network.text_tokens, **self._lengths(), **excerpts}
 
     def _lengths(self) -> dict[str, str]:
         return {"long": self.model.long_reports, "short": self.model.short_reports}
