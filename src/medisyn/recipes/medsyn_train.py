@@ -101,8 +101,7 @@ class MedSynBaseRun:
     def rows_depend_on(self) -> dict[str, Any]:
         record = self.record()
         told = {name: record[name] for name in ("report_encoder", "grid", "data")}
-        excerpts = {"excerpts": True} if self.model.excerpt_share else {}
-        return {"model": "base", **told, "tokens": self.network.text_tokens, **self._lengths(), **excerpts}
+        return {"model": "base", **told, "tokens": self.network.text_tokens, **self._lengths()}
 
     def _lengths(self) -> dict[str, str]:
         return {"long": self.model.long_reports, "short": self.model.short_reports}

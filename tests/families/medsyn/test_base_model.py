@@ -50,24 +50,6 @@ def test_a_samples_loss_depends_on_its_own_draws_alone():
     assert not torch.allclose(model.loss(rows, draws(3, step=1)), together)
 
 
-def test_a_share_of_the_samples_sees_an_excerpt_of_its_report():
-    whole, never, always = (
-        build.base(config=MedSynConfig(report_dropout=0.0, excerpt_share=share)) for share in (0.0, 1e-9, 1.0)
-    )
-    chests = [replace(chest, caption="Large effusion. Heart normal. Lungs are clear.") for chest in build.chests(4)]
-    rows = always.encode(chests)
-    assert "excerpt" not in whole.encode(chests)
-    assert rows["excerpt"].shape == rows["text"].shape
-    assert not torch.equal(rows["excerpt"], rows["text"])
-    losses = {model: model.loss(rows, draws(4)) for model in (whole, never, always)}
-    assert torch.equal(losses[whole], losses[never])
-    brief = whole.loss({**rows, "text": rows["excerpt"]}, draws(4))
-    torch.testing.assert_close(losses[always], brief)
-    assert not torch.allclose(losses[always], losses[whole])
-    with pytest.raises(ConfigError, match=r"excerpt_share must lie in \[0, 1\], got 2"):
-        MedSynConfig(excerpt_share=2)
-
-
 def test_draws_by_hand_and_the_share_of_dropped_reports():
     drawn = draw_base(draws(400), (1, 1, 1, 1), 0.1)
     assert 20 <= int(drawn.dropped_B.sum()) <= 62  # 40 expected, 6 the deviation

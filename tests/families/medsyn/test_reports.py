@@ -1,7 +1,5 @@
 """Reports as vectors: short, long and very long ones. The tiny encoder's window is 48 tokens, the base reads 12."""
 
-from collections import Counter
-
 import pytest
 import torch
 
@@ -13,8 +11,7 @@ from medisyn.families.medsyn.report_encoder import (
     open_encoder,
     save_encoder,
 )
-from medisyn.families.medsyn.reports import ReportReader, some_sentences
-from medisyn.seeding import generator_for
+from medisyn.families.medsyn.reports import ReportReader
 
 
 def reader(*, num_tokens: int = 12, window: int = 48, **lengths: str) -> ReportReader:
@@ -160,20 +157,3 @@ def test_what_is_no_encoder_is_refused(tmp_path):
         reader().read(["Findings: "])
     with pytest.raises(ModelError, match=r"the tokenizer has .* words, the report encoder 30"):
         ReportReader(new_encoder(30, width=16, layers=1, heads=2, window=32), build.tokenizer(), num_tokens=8)
-
-
-def test_an_excerpt_is_some_of_the_reports_own_sentences():
-    reading = reader(num_tokens=40, short_reports="stretch")
-    report = "Large right pleural effusion. Heart size is normal. Lungs are clear."
-    stop = reading.tokenizer.convert_tokens_to_ids(".")
-    seen = Counter()
-    for number in range(300):
-        ids = some_sentences(reading.token_ids(report), stop, generator_for(1, str(number)))
-        seen[reading.tokenizer.decode(ids)] += 1
-    assert len(seen) == 7  # all of them, and every smaller choice
-    assert seen["heart size is normal."] > 20
-    read = reading.read_excerpts([report], [generator_for(1, "0")])
-    again = reading.read_excerpts(["Lungs are clear.", report], [generator_for(1, "9"), generator_for(1, "0")])
-    torch.testing.assert_close(read[0], again[1])
-    with pytest.raises(InputError, match="the report is empty"):
-        reading.read_excerpts(["Findings:"], [generator_for(1, "0")])

@@ -1,8 +1,7 @@
 """MedSyn's base model as a family: CT, lobes, airways and vessels from a report, any of them held fixed.
 
 Shapes here: B samples or requests, C channels (CT, lobe, airway, vessel), D, H, W of the grid, T report tokens, E their
-width. What `encode` returns: "channels" (B, C, D, H, W) float16 in [-1, 1], "text" (B, T, E) and, where the config asks
-for excerpts, "excerpt" (B, T, E).
+width. What `encode` returns: "channels" (B, C, D, H, W) float16 in [-1, 1] and "text" (B, T, E).
 """
 
 from __future__ import annotations
@@ -100,12 +99,7 @@ class MedSynBase:
             if not sample.caption.strip():
                 raise InputError(f"sample {sample.key}: it has no report. Leave it out of the corpus, or add one.")
         channels = torch.stack([channels_from_sample(sample, self.grid) for sample in samples])
-        reports = [sample.caption for sample in samples]
-        rows = {"channels": channels.half(), "text": self.reader.read(reports)}
-        if self.config.excerpt_share:
-            draws = [generator_for(0, f"excerpt/{sample.key}") for sample in samples]
-            rows["excerpt"] = self.reader.read_excerpts(reports, draws)
-        return rows
+        return {"channels": channels.half(), "text": self.reader.read([sample.caption for sample in samples])}
 
     def loss(self, encoded: Encoded, draws: Sequence[torch.Generator]) -> torch.Tensor:
         """Loss per sample (B,): weighted squared error of the predicted clean channels. Row i draws from draws[i]."""
@@ -113,13 +107,9 @@ class MedSynBase:
         drawn = draw_base(draws, clean.shape[1:], self.config.report_dropout)
         times, noise = drawn.times_B.to(self.device), drawn.noise_BCDHW.to(self.device)
         alpha, sigma = cosine_alpha_sigma(times, clean.ndim)
-        given = draw_given(draws, self.config.given_share).to(self.device)
-        told = encoded["text"]
-        if self.config.excerpt_share:
-            brief = torch.stack([torch.rand((), generator=one) < self.config.excerpt_share for one in draws])
-            told = torch.where(brief[:, None, None], encoded["excerpt"], told)
         dropped = drawn.dropped_B.to(self.device)[:, None, None]
-        text = torch.where(dropped, self.unet.null_text, told.to(self.device).float())
+        text = torch.where(dropped, self.unet.null_text, encoded["text"].to(self.device).float())
+        given = draw_given(draws, self.config.given_share).to(self.device)
         noisy = torch.where(given, clean, add_noise(clean, noise, alpha, sigma))
         predicted = with_what_is_seen(self.unet(noisy, times, text_BTE=text), noisy, times, self.config.ct_residual)
         error = error_per_sample(predicted, clean, given, self.config.lung_weight, self.config.lung_reach)

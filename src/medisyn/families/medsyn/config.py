@@ -125,16 +125,14 @@ class MedSynConfig:
     """How the base model is trained and reads reports. Defaults are the published code's.
 
     Above 0, `given_share` is not MedSyn's: the network learns to complete channels that are given, and generation hands
-    them to it clean. With 0 they reach it with the noise of the step, as in the published code. `excerpt_share` is not
-    either: from whole reports alone a small network learns little of what one sentence means that stands alone, as
-    prompts do. Nor are the two after `given_share`: at low noise the error of a clean volume is small, and a short
-    training leaves it as it is, worse than that of the noisy volume itself; `objective.py` says what they do.
+    them to it clean. With 0 they reach it with the noise of the step, as in the published code. The two after it are
+    not MedSyn's either: at low noise the error of a clean volume is small, and a short training leaves it as it is,
+    worse than that of the noisy volume itself; `objective.py` says what they do.
     """
 
     report_dropout: float = 0.1  # share of reports replaced by the learned null text, drawn per sample and step
     long_reports: str = "pool"  # more tokens than text_tokens: "pool" averages neighbours, "cut" drops the end
     short_reports: str = "pad"  # fewer tokens: "pad" reads padding, as published; "stretch" repeats each token
-    excerpt_share: float = 0.0  # share of samples that see some sentences of their report alone; 0 is MedSyn's
     given_share: float = 0.0  # share of samples in which channels are handed over clean, as generation hands over masks
     weight_limit: float = 1.0  # the loss of a time counts min(1 / sigma^2, weight_limit) times; 1 is MedSyn's
     ct_residual: float = 0.0  # SD of what the network's guess of the CT misses, in [-1, 1] units; 0 is MedSyn's
@@ -143,7 +141,6 @@ class MedSynConfig:
 
     def __post_init__(self) -> None:
         _check_share("given_share", self.given_share)
-        _check_share("excerpt_share", self.excerpt_share)
         _check_weights(self.weight_limit, self.ct_residual, self.lung_weight, self.lung_reach)
         _check_share("report_dropout", self.report_dropout)
         if self.long_reports not in LONG_REPORTS:

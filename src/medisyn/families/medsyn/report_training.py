@@ -11,6 +11,7 @@ tokens, V vocabulary. What `encode` returns: "findings" (B, F) and "impression" 
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,6 @@ from torch.nn import functional as F
 from medisyn.errors import ConfigError, InputError
 from medisyn.families.base import ParamGroup
 from medisyn.families.medsyn.report_encoder import ReportEncoder, save_encoder
-from medisyn.families.medsyn.reports import some_sentences
 from medisyn.families.medsyn.sections import parse_report
 from medisyn.types import Item, Request, Sample
 
@@ -198,7 +198,15 @@ class ReportPretraining:
         if torch.rand((), generator=draw) < WHOLE:
             return _part(ids, room, draw)
         stop = self.tokenizer.convert_tokens_to_ids(".")
-        return _part(some_sentences(ids, stop, draw), room, draw)
+        ends = [place + 1 for place, token in enumerate(ids) if token == stop and place + 1 < len(ids)]
+        sentences = [ids[start:end] for start, end in itertools.pairwise([0, *ends, len(ids)])]
+        share = torch.rand((), generator=draw)
+        chance = torch.rand(len(sentences), generator=draw)
+        kept = chance < share
+        kept[chance.argmin()] = True
+        return _part(
+            [token for sentence, keep in zip(sentences, kept, strict=True) if keep for token in sentence], room, draw
+        )
 
     def _example(self, findings: list[int], impression: list[int], draw: torch.Generator) -> _Example:
         paired: bool | None = None

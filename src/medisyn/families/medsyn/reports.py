@@ -10,7 +10,6 @@ vectors is read with padding, as published, or stretched: each vector is repeate
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,17 +19,6 @@ from torch.nn import functional as F
 from medisyn.errors import InputError, ModelError
 from medisyn.families.medsyn.config import LONG_REPORTS, SHORT_REPORTS
 from medisyn.families.medsyn.sections import parse_report
-
-
-def some_sentences(ids: Sequence[int], stop: int, draw: torch.Generator) -> list[int]:
-    """The sentences that a drawn share of all keeps, one at least. `stop`: the token that ends a sentence."""
-    ends = [place + 1 for place, token in enumerate(ids) if token == stop and place + 1 < len(ids)]
-    sentences = [ids[start:end] for start, end in itertools.pairwise([0, *ends, len(ids)])]
-    share = torch.rand((), generator=draw)
-    chance = torch.rand(len(sentences), generator=draw)
-    kept = chance < share
-    kept[chance.argmin()] = True
-    return [token for sentence, keep in zip(sentences, kept, strict=True) if keep for token in sentence]
 
 
 class ReportReader:
@@ -60,24 +48,12 @@ class ReportReader:
     @torch.no_grad()
     def read(self, reports: Sequence[str]) -> torch.Tensor:
         """(B, T, E) float32. Each report is encoded on its own, so a row does not depend on its batch."""
-        return torch.stack([self._read_one(self._ids_of(report)) for report in reports])
+        return torch.stack([self._read_one(report) for report in reports])
 
-    @torch.no_grad()
-    def read_excerpts(self, reports: Sequence[str], draws: Sequence[torch.Generator]) -> torch.Tensor:
-        """As `read`, of some sentences of each report, which draws[i] chooses for report i."""
-        stop = self.tokenizer.convert_tokens_to_ids(".")
-        excerpts = [
-            some_sentences(self._ids_of(report), stop, draw) for report, draw in zip(reports, draws, strict=True)
-        ]
-        return torch.stack([self._read_one(ids) for ids in excerpts])
-
-    def _ids_of(self, report: str) -> list[int]:
+    def _read_one(self, report: str) -> torch.Tensor:
         ids = self.token_ids(report)
         if not ids:
             raise InputError("the report is empty, or holds nothing but headings; write at least one finding")
-        return ids
-
-    def _read_one(self, ids: list[int]) -> torch.Tensor:
         if self.long_reports == "cut":
             ids = ids[: self.window - 2]
         vectors_NE = self._vectors(ids)
