@@ -198,6 +198,16 @@ def test_a_strided_pointwise_convolution_is_the_plain_one(stride):
     torch.testing.assert_close(ours.weight.grad, plain.weight.grad)
 
 
+@pytest.mark.parametrize("depth", [10, 18, 50])
+def test_no_strided_convolution_of_width_1_is_torchs_own(depth):
+    """Holds on processors too where the fault below does not show."""
+    with torch.device("meta"):
+        convolutions = [module for module in resnet2d(depth).modules() if isinstance(module, torch.nn.Conv2d)]
+    strided = [one for one in convolutions if one.kernel_size == (1, 1) and one.stride != (1, 1)]
+    assert len(strided) == 3
+    assert all(type(one) is Pointwise2d for one in strided)
+
+
 def test_a_narrow_network_learns_in_channels_last_without_harm():
     """In a process of its own: with a strided convolution of torch the heap breaks on processors with AVX2."""
     code = """
